@@ -1,0 +1,70 @@
+"""Encryption of tokens at rest: Fernet (AES-128-CBC with HMAC-SHA-256) with several keys.
+
+The first key encrypts, every key decrypts, so a key is replaced by putting the new one in front,
+running `lifelogger keys rotate`, and dropping the old one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+from lifelogger.errors import SettingsError
+from lifelogger.settings import Settings
+
+
+class Vault:
+    """Encrypts and decrypts tokens. Its repr, like every error it raises, shows neither keys nor tokens."""
+
+    def __init__(self, keys: list[str]) -> None:
+        try:
+            self._fernet = MultiFernet([Fernet(key) for key in keys])
+        except (ValueError, TypeError):
+            raise SettingsError(
+                "security.encryption_keys: each key is 32 bytes in URL-safe base64 (44 characters); "
+                "`lifelogger keys new` prints one"
+            ) from None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Vault:
+        """The vault of the settings' keys, or of the key file in `var/`, made on first use."""
+        keys = [key.get_secret_value() for key in settings.security.encryption_keys]
+        return cls(keys or [key_file(settings.var / "encryption.key")])
+
+    def encrypt(self, token: str) -> bytes:
+        return self._fernet.encrypt(token.encode())
+
+    def decrypt(self, sealed: bytes) -> str:
+        """Raises `SettingsError` when none of the keys fits."""
+        try:
+            return self._fernet.decrypt(sealed).decode()
+        except InvalidToken:
+            raise SettingsError(
+                "security.encryption_keys: a stored token was encrypted with a key that is not among them"
+            ) from None
+
+    def rotate(self, sealed: bytes) -> bytes:
+        """The same token, encrypted with the first key."""
+        try:
+            return self._fernet.rotate(sealed)
+        except InvalidToken:
+            raise SettingsError(
+                "security.encryption_keys: a stored token was encrypted with a key that is not among them"
+            ) from None
+
+
+def key_file(path: Path) -> str:
+    """The key in `path`; made by whichever process comes first, readable by its owner only."""
+    if not path.exists():
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.touch(mode=0o600)
+        draft.write_bytes(Fernet.generate_key())
+        try:
+            os.link(draft, path)  # atomic, and never replaces a key that somebody else just made
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text().strip()

@@ -1,0 +1,274 @@
+"""The contract of a provider: what one file in this folder has to say, and nothing else.
+
+A provider turns requests into pages of records. It knows nothing of the database, the queue, the
+locks, the budgets' counting or any other provider: it is given an `Http` that already asks the
+budget, carries the token and turns trouble into the errors of `lifelogger.errors`.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, ClassVar, Protocol
+from urllib.parse import urlencode
+
+from lifelogger.errors import BadRecord, Unavailable
+
+Json = Any
+"""A parsed JSON value: hostile until a provider has looked at it."""
+
+
+class Http(Protocol):
+    """What a provider may do with the network. Every call costs one request of the budget."""
+
+    def get(self, path: str, **params: str | int) -> Json:
+        """Return the parsed JSON reply. Raises `Wait`, `SignInAgain` or `Refused`."""
+
+    def post(self, path: str, body: Json) -> Json:
+        """Send `body` as JSON; the rest as `get`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One kind of data of a connection, read with a cursor of its own."""
+
+    name: str
+    kind: str
+    """The shape of its records: a key of docs/records.md, like `activity`."""
+    scopes: tuple[str, ...] = ()
+    """The stream is on when any one of these was granted; empty: it needs none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The span of a stream to read: from `since` on, up to `until` (None: as new as there is)."""
+
+    since: datetime
+    until: datetime | None = None
+    expect: int | None = None
+    """How many records we hold of this span: a hint for the page size. None: unknown, many."""
+    floor: datetime | None = None
+    """The oldest record there is, as of a recent reading to the very end: a page that reaches
+    it need not be followed by another. None: not known, read until the provider says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Items as the provider sent them, and how far down they are complete."""
+
+    items: Sequence[Json]
+    reached: datetime | None
+    """Everything of the window at or after this instant has been yielded now. None: not known
+    yet (more pages of the same span follow), so nothing may be concluded from what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One normalised item. What the provider did not say is None; nothing is invented.
+
+    Instants are UTC; `utc_offset_s` is the person's offset then, in seconds; `local_date` is the
+    civil date in the person's zone and is never derived from an instant of another zone.
+    """
+
+    external_id: str
+    kind: str
+    ordered_at: datetime
+    """Where the item lies in its stream: its start, or for a civil day that date at 00:00 UTC.
+    Only for windows and order; what a person is shown is `start_at` or `local_date`."""
+    start_at: datetime | None = None
+    end_at: datetime | None = None
+    utc_offset_s: int | None = None
+    local_date: date | None = None
+    type: str | None = None
+    """Our vocabulary: docs/records.md."""
+    provider_type: str | None = None
+    title: str | None = None
+    duration_s: float | None = None
+    moving_s: float | None = None
+    distance_m: float | None = None
+    elevation_gain_m: float | None = None
+    energy_j: float | None = None
+    work_j: float | None = None
+    heart_rate_avg_bpm: float | None = None
+    heart_rate_max_bpm: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A set of request limits that the same requests spend from, all windows at once."""
+
+    name: str
+    key: str
+    """Who shares it, for example `strava:<client id>:reads`."""
+    limits: tuple[str, ...]
+    """As in the settings: `("100/15 minutes", "1000/day")`."""
+    reports: bool
+    """Whether replies carry the usage in their headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a reply's headers say of a pool, in the order of the pool's windows."""
+
+    limits: tuple[int, ...]
+    used: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A token reply (RFC 6749, section 5.1), checked. Fields a provider left out are None."""
+
+    access_token: str = field(repr=False)
+    refresh_token: str | None = field(repr=False)
+    expires_at: datetime
+    scopes: tuple[str, ...] | None = None
+    provider_user_id: str | None = None
+
+
+class Endpoints(Protocol):
+    """The part of a provider's settings that its module reads."""
+
+    @property
+    def client_id(self) -> str: ...
+    @property
+    def authorize_url(self) -> str: ...
+    @property
+    def budget(self) -> tuple[str, ...]: ...
+    @property
+    def overall_budget(self) -> tuple[str, ...]: ...
+    @property
+    def user_budget(self) -> tuple[str, ...]: ...
+
+
+class Provider(ABC):
+    """One cloud. Subclass it in a file of this folder; `docs/adding-a-provider.md` has the steps."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    scopes: ClassVar[tuple[str, ...]]
+    """What we ask the person for."""
+    streams: ClassVar[tuple[Stream, ...]]
+    poll_cost: ClassVar[int] = 1
+    """Requests that a poll without news costs: what the planner reckons with."""
+    scope_separator: ClassVar[str] = " "
+
+    @abstractmethod
+    def pages(self, http: Http, stream: Stream, window: Window) -> Iterator[Page]:
+        """Yield the items of `window`, the newest first, each page with how far it reaches.
+
+        Ends when the window is complete; the last page's `reached` is then at or before
+        `window.since`. Items outside the window may be among them: they were paid for.
+        """
+
+    @abstractmethod
+    def record(self, stream: Stream, item: Json) -> Record:
+        """Normalise one item. Raises `BadRecord`: that item is quarantined, the page goes on."""
+
+    @abstractmethod
+    def external_id(self, stream: Stream, item: Json) -> str | None:
+        """The item's key in its stream, even of an item that `record` refuses; None: unreadable."""
+
+    @abstractmethod
+    def pools(self, settings: Endpoints, connection_id: int, *, token: bool = False) -> tuple[Pool, ...]:
+        """The pools that one request of this connection spends from (`token`: a token call)."""
+
+    def usage(self, headers: Mapping[str, str]) -> dict[str, Usage]:
+        """What a reply's headers say of each pool, by pool name; empty when they say nothing."""
+        return {}
+
+    def retry_at(self, headers: Mapping[str, str], now: datetime) -> datetime | None:
+        """When a refused request may be tried again (Retry-After, RFC 9110, 10.2.3), if told."""
+        seconds = headers.get("Retry-After", "")
+        return now + timedelta(seconds=int(seconds)) if seconds.isdecimal() and len(seconds) < 7 else None
+
+    # OAuth: the standard (RFC 6749), with the places where clouds differ as methods.
+
+    def authorize_address(self, settings: Endpoints, *, redirect_uri: str, state: str) -> str:
+        """Where the person is sent to grant access."""
+        query = {
+            "client_id": settings.client_id,
+            "response_type": "code",
+            "redirect_uri": redirect_uri,
+            "scope": self.scope_separator.join(self.scopes),
+            "state": state,
+            **self.authorize_extras(),
+        }
+        return f"{settings.authorize_url}?{urlencode(query)}"
+
+    def authorize_extras(self) -> dict[str, str]:
+        """Further parameters of the authorize address."""
+        return {}
+
+    def grant(self, reply: Json, now: datetime) -> Grant:
+        """Check a token reply. Raises `Unavailable` when it is not one: the old tokens stay."""
+        try:
+            access, refresh = reply["access_token"], reply.get("refresh_token")
+            expires = reply.get("expires_at")
+            until = instant(expires) if expires else now + timedelta(seconds=int(reply["expires_in"]))
+            if not (isinstance(access, str) and access and isinstance(refresh, str | None)):
+                raise TypeError
+        except (KeyError, TypeError, ValueError, AttributeError, BadRecord):
+            raise Unavailable("the token reply could not be understood") from None
+        return Grant(access, refresh, until, split_scopes(reply.get("scope")), self.grantee(reply))
+
+    def grantee(self, reply: Json) -> str | None:
+        """The provider's id of the person, when the token reply names it."""
+        return None
+
+    def grant_is_dead(self, status: int, reply: Json) -> bool:
+        """Whether a refused refresh is final: `invalid_grant` (RFC 6749, section 5.2)."""
+        return status in (400, 401) and isinstance(reply, dict) and reply.get("error") == "invalid_grant"
+
+
+def split_scopes(value: Json) -> tuple[str, ...] | None:
+    """Scopes as a provider or a callback writes them: separated by spaces or commas."""
+    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else None
+
+
+# What providers need to read hostile JSON. Each raises `BadRecord` naming the field.
+
+
+def instant(value: Json, name: str = "time") -> datetime:
+    """An instant from epoch seconds or from ISO 8601 with an offset or Z, as UTC."""
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return datetime.fromtimestamp(value, UTC)
+        if isinstance(value, str):
+            parsed = datetime.fromisoformat(value)
+            if parsed.tzinfo is not None:
+                return parsed.astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        pass
+    raise BadRecord(f"{name}: not an instant: {shown(value)}")
+
+
+def number(item: Mapping[str, Json], name: str) -> float | None:
+    """A finite number, or None where the provider says nothing."""
+    value = item.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e15:
+        raise BadRecord(f"{name}: not a number: {shown(value)}")
+    return float(value)
+
+
+def text(item: Mapping[str, Json], name: str, limit: int = 500) -> str | None:
+    """A string without what databases refuse (NUL, lone surrogates), at most `limit` long."""
+    value = item.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise BadRecord(f"{name}: not a text: {shown(value)}")
+    return value.replace("\x00", "").encode("utf-8", "replace").decode()[:limit]
+
+
+def shown(value: Json) -> str:
+    """A value as it may stand in a message: short, on one line."""
+    try:
+        written = json.dumps(value)
+    except (TypeError, ValueError):
+        written = type(value).__name__
+    return written if len(written) <= 60 else written[:57] + "…"

@@ -1,0 +1,241 @@
+"""Strava API v3. Each fact and its source: docs/providers/strava.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+
+from lifelogger.errors import BadRecord, Unavailable
+from lifelogger.providers.base import (
+    Endpoints,
+    Http,
+    Json,
+    Page,
+    Pool,
+    Provider,
+    Record,
+    Stream,
+    Usage,
+    Window,
+    instant,
+    number,
+    shown,
+    text,
+)
+
+LARGEST_PAGE = 200
+SPARE = 10
+"""How many items more than we hold of a window one page asks for: new ones, and the one item
+older than the window that proves its end without a second request."""
+MOST_EMPTY_STEPS = 50
+"""Pages in a row that bring nothing older before we conclude that the list has no end."""
+
+TYPES = {
+    "AlpineSki": "alpine_skiing",
+    "BackcountrySki": "backcountry_skiing",
+    "Badminton": "badminton",
+    "Canoeing": "canoeing",
+    "Crossfit": "crossfit",
+    "EBikeRide": "e_biking",
+    "Elliptical": "elliptical",
+    "EMountainBikeRide": "e_biking",
+    "Golf": "golf",
+    "GravelRide": "cycling",
+    "Handcycle": "handcycling",
+    "HighIntensityIntervalTraining": "interval_training",
+    "Hike": "hiking",
+    "IceSkate": "ice_skating",
+    "InlineSkate": "inline_skating",
+    "Kayaking": "kayaking",
+    "Kitesurf": "kitesurfing",
+    "MountainBikeRide": "mountain_biking",
+    "NordicSki": "cross_country_skiing",
+    "Pickleball": "pickleball",
+    "Pilates": "pilates",
+    "Racquetball": "racquetball",
+    "Ride": "cycling",
+    "RockClimbing": "climbing",
+    "RollerSki": "roller_skiing",
+    "Rowing": "rowing",
+    "Run": "running",
+    "Sail": "sailing",
+    "Skateboard": "skateboarding",
+    "Snowboard": "snowboarding",
+    "Snowshoe": "snowshoeing",
+    "Soccer": "football",
+    "Squash": "squash",
+    "StairStepper": "stair_climbing",
+    "StandUpPaddling": "stand_up_paddling",
+    "Surfing": "surfing",
+    "Swim": "swimming",
+    "TableTennis": "table_tennis",
+    "Tennis": "tennis",
+    "TrailRun": "trail_running",
+    "Velomobile": "cycling",
+    "VirtualRide": "cycling",
+    "VirtualRow": "rowing",
+    "VirtualRun": "running",
+    "Walk": "walking",
+    "WeightTraining": "strength_training",
+    "Wheelchair": "wheelchair",
+    "Windsurf": "windsurfing",
+    "Workout": "workout",
+    "Yoga": "yoga",
+}
+"""Strava's `SportType` to our vocabulary. A word that is not here is `other`, and kept beside it."""
+
+
+class Strava(Provider):
+    """One stream, `activities`, read from the list of the athlete's own activities."""
+
+    name = "strava"
+    title = "Strava"
+    scopes = ("read", "activity:read_all")
+    streams = (Stream("activities", "activity", scopes=("activity:read_all", "activity:read")),)
+    poll_cost = 1
+    scope_separator = ","
+
+    def pages(self, http: Http, stream: Stream, window: Window) -> Iterator[Page]:
+        """Walk back from the newest activity until one lies before the window.
+
+        The list is asked without `after`, which gives the newest first: a poll without news then
+        ends after one page, at the first activity older than the window. With `after` the end
+        would cost a second, empty page each time, because a short page may have successors.
+
+        After a full page the walk goes on `before` the oldest start, so that activities uploaded
+        or deleted meanwhile shift nothing; after a short one with the next page of the same list.
+        """
+        size = LARGEST_PAGE if window.expect is None else min(LARGEST_PAGE, window.expect + SPARE)
+        before = window.until
+        oldest: datetime | None = None
+        number_of_page, steps = 1, 0
+        while True:
+            query = {"per_page": size, "page": number_of_page}
+            if before is not None:
+                query["before"] = epoch(before)
+            items = http.get("/athlete/activities", **query)
+            if not isinstance(items, list):
+                raise Unavailable("the list of activities is not a list")
+            if not items:
+                yield Page([], window.since)
+                return
+            starts = [start for item in items if (start := readable_start(item)) is not None]
+            lowest = min(starts, default=None)
+            older = lowest is not None and (oldest is None or lowest < oldest)
+            oldest = lowest if older else oldest
+            # Another activity may begin in the same second as the oldest one and stand on the next page.
+            reached = None if oldest is None else oldest + timedelta(seconds=1)
+            ended = oldest is not None and (
+                oldest < window.since or (window.floor is not None and oldest <= window.floor)
+            )
+            if ended and reached is not None:
+                yield Page(items, min(reached, window.since))
+                return
+            yield Page(items, reached)
+            steps = 0 if older else steps + 1
+            if steps > MOST_EMPTY_STEPS:
+                raise Unavailable("the list of activities does not end")
+            if len(items) >= size and older and reached is not None:
+                before, number_of_page = reached, 1
+            else:
+                number_of_page += 1
+
+    def record(self, stream: Stream, item: Json) -> Record:
+        """Normalise a `SummaryActivity` (specs: strava.swagger.json)."""
+        if not isinstance(item, dict):
+            raise BadRecord(f"not an activity: {shown(item)}")
+        key = self.external_id(stream, item)
+        if key is None:
+            raise BadRecord(f"id: not a whole number: {shown(item.get('id'))}")
+        start = begun(item)
+        sport = text(item, "sport_type") or text(item, "type")
+        elapsed, offset = number(item, "elapsed_time"), number(item, "utc_offset")
+        if elapsed is not None and not 0 <= elapsed < 366 * 86400:
+            raise BadRecord(f"elapsed_time: not the length of an activity: {shown(elapsed)}")
+        if offset is not None and abs(offset) > 86400:
+            raise BadRecord(f"utc_offset: more than a day: {shown(offset)}")
+        kilojoules = number(item, "kilojoules")
+        return Record(
+            external_id=key,
+            kind=stream.kind,
+            ordered_at=start,
+            start_at=start,
+            end_at=None if elapsed is None else start + timedelta(seconds=elapsed),
+            utc_offset_s=None if offset is None else int(offset),
+            local_date=None if offset is None else (start + timedelta(seconds=offset)).date(),
+            type=None if sport is None else TYPES.get(sport, "other"),
+            provider_type=sport,
+            title=text(item, "name"),
+            duration_s=elapsed,
+            moving_s=number(item, "moving_time"),
+            distance_m=number(item, "distance"),
+            elevation_gain_m=number(item, "total_elevation_gain"),
+            # Calories stand in the detail only; kilojoules are the mechanical work of a ride.
+            work_j=None if kilojoules is None else kilojoules * 1000,
+            heart_rate_avg_bpm=number(item, "average_heartrate"),
+            heart_rate_max_bpm=number(item, "max_heartrate"),
+        )
+
+    def external_id(self, stream: Stream, item: Json) -> str | None:
+        value = item.get("id") if isinstance(item, dict) else None
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63 else None
+
+    def pools(self, settings: Endpoints, connection_id: int, *, token: bool = False) -> tuple[Pool, ...]:
+        """Reads spend from the read limits and the overall ones, token calls from the latter only."""
+        owner = f"{self.name}:{settings.client_id}"
+        overall = Pool("overall", f"{owner}:overall", settings.overall_budget, reports=True)
+        reads = Pool("reads", f"{owner}:reads", settings.budget, reports=True)
+        return (overall,) if token else (reads, overall)
+
+    def usage(self, headers: Mapping[str, str]) -> dict[str, Usage]:
+        """`X-ReadRateLimit-*` and `X-RateLimit-*`: the 15 minutes, then the day."""
+        found = {}
+        for pool, prefix in (("reads", "X-ReadRateLimit"), ("overall", "X-RateLimit")):
+            limits, used = counts(headers.get(f"{prefix}-Limit")), counts(headers.get(f"{prefix}-Usage"))
+            if limits and used:
+                found[pool] = Usage(limits, used)
+        return found
+
+    def authorize_extras(self) -> dict[str, str]:
+        return {"approval_prompt": "auto"}
+
+    def grantee(self, reply: Json) -> str | None:
+        athlete = reply.get("athlete")
+        return str(athlete["id"]) if isinstance(athlete, dict) and isinstance(athlete.get("id"), int) else None
+
+    def grant_is_dead(self, status: int, reply: Json) -> bool:
+        """Strava answers a dead refresh token with a 400 of its own shape, not `invalid_grant`."""
+        if super().grant_is_dead(status, reply):
+            return True
+        errors = reply.get("errors") if isinstance(reply, dict) else None
+        return status == 400 and any(
+            isinstance(error, dict) and error.get("resource") == "RefreshToken" and error.get("code") == "invalid"
+            for error in (errors if isinstance(errors, list) else [])
+        )
+
+
+def begun(item: dict[str, Json]) -> datetime:
+    """When an activity started. A date no activity can have would end the walk too early."""
+    start = instant(item.get("start_date"), "start_date")
+    if start.year < 1971:
+        raise BadRecord(f"start_date: before there were activities: {shown(item.get('start_date'))}")
+    return start
+
+
+def readable_start(item: Json) -> datetime | None:
+    """The start of an item, or None when it is one that `record` will refuse."""
+    try:
+        return begun(item) if isinstance(item, dict) else None
+    except BadRecord:
+        return None
+
+
+def epoch(moment: datetime) -> int:
+    """Whole epoch seconds, as Strava's `before` and `after` take them."""
+    return int(moment.timestamp())
+
+
+def counts(header: str | None) -> tuple[int, int] | None:
+    """`"12,345"` as numbers; None when the header is missing or something else."""
+    parts = (header or "").split(",")
+    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(p.strip().isdecimal() for p in parts) else None

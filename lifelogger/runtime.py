@@ -1,0 +1,72 @@
+"""The objects that a process works with, built once from the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+
+import redis
+
+from lifelogger import embedded
+from lifelogger.budget import Budget
+from lifelogger.crypto import Vault
+from lifelogger.mutex import Mutex
+from lifelogger.providers import registry
+from lifelogger.providers.base import Provider
+from lifelogger.settings import Settings, get_settings
+from lifelogger.store import Store
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What the engine, the planner and the token keeper are given. Tests build their own."""
+
+    settings: Settings
+    store: Store
+    redis: redis.Redis
+    budget: Budget
+    mutex: Mutex
+    vault: Vault
+    providers: Mapping[str, Provider]
+    clock: Callable[[], datetime] = utc_now
+
+    def enabled(self) -> dict[str, Provider]:
+        """The providers that are switched on, by name."""
+        on = self.settings.providers
+        return {name: each for name, each in self.providers.items() if name in on and on[name].enabled}
+
+    def close(self) -> None:
+        self.store.close()
+        self.redis.close()
+
+
+def build(settings: Settings) -> Runtime:
+    """Connect everything that `settings` name; starts the embedded Redis when none is named."""
+    url = embedded.redis_url(settings)
+    client = redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5)
+    return Runtime(
+        settings=settings,
+        store=Store(database_url(settings)),
+        redis=client,
+        budget=Budget(url, prefix=settings.redis.prefix),
+        mutex=Mutex(client, ttl=settings.sync.lock_seconds, prefix=settings.redis.prefix),
+        vault=Vault.of(settings),
+        providers=registry(),
+    )
+
+
+def database_url(settings: Settings) -> str:
+    """The database in force: the one named, or SQLite in `var/`."""
+    return settings.database.url or f"sqlite:///{settings.var / 'lifelogger.db'}"
+
+
+@cache
+def runtime() -> Runtime:
+    """The runtime of this process."""
+    return build(get_settings())

@@ -1,0 +1,73 @@
+"""One database, SQLite or PostgreSQL, and the two ways to talk to it: `read` and `write`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.schema import Table
+
+BUSY_SECONDS = 30
+
+
+class Store:
+    """Short transactions only: never keep one open while HTTP runs."""
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        if self.url.drivername == "postgresql":
+            self.url = self.url.set(drivername="postgresql+psycopg")
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.engine = sqlite_engine(self.url.database or "") if self.is_sqlite else create_engine(
+            self.url, pool_size=16, max_overflow=16, pool_pre_ping=True, isolation_level="READ COMMITTED"
+        )  # fmt: skip
+        self._writing = self.engine.execution_options(writes=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that writes: committed at the end of the block, undone by any error."""
+        with self._writing.begin() as connection:
+            yield connection
+
+    def insert(self, table: Any) -> Any:
+        """The dialect's INSERT, which has `on_conflict_do_…` on both databases."""
+        assert isinstance(table, Table)
+        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def sqlite_engine(path: str) -> Engine:
+    """SQLite for several processes: WAL, waiting for locks, writers that begin as writers.
+
+    A deferred transaction that turns into a writer fails at once when another one wrote meanwhile,
+    whatever the time-out, so writers take the lock at their start (sqlite.org/lang_transaction.html).
+    """
+    if path and path != ":memory:":
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves, below
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine

@@ -1,0 +1,250 @@
+"""The tables. Words as in the docs: user, connection, stream, record, sync run, tick.
+
+Times are UTC instants; columns carry their unit in their name. Tokens are stored encrypted only.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Date,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+BigKey = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER counts by itself on SQLite
+
+
+class Utc(TypeDecorator[datetime]):
+    """An instant. SQLite keeps no offset, so it is written as UTC and read back as UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"an instant without an offset: {value}")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Payload(TypeDecorator[Any]):
+    """JSON exactly as meant: kept as ASCII text, since PostgreSQL's `jsonb` refuses `\\u0000`."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else json.dumps(value, separators=(",", ":"))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        return None if value is None else json.loads(value)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: Utc, date: Date, str: Text, bytes: LargeBinary}
+
+
+class User(Base):
+    """The person whose data is synced; the id is the host application's."""
+
+    __tablename__ = "users"
+
+    id: Mapped[str] = mapped_column(String(200), primary_key=True)
+    created_at: Mapped[datetime]
+
+
+class Connection(Base):
+    """One user's authorisation at one provider.
+
+    `next_sync_at` is when the planner may take it; None while it is not polled at all. A claim
+    moves it on by a lease and sets `claimed_at`. `news_at` says that somebody knows of news
+    (a webhook, a person, a first connection) which no sync has brought yet. `wait_reason` is the
+    sentence that explains a `next_sync_at` which is a deferral.
+    """
+
+    __tablename__ = "connections"
+    __table_args__ = (
+        UniqueConstraint("user_id", "provider"),
+        UniqueConstraint("provider", "provider_user_id"),
+        Index("ix_connections_due", "provider", "next_sync_at", sqlite_where=text("next_sync_at IS NOT NULL"),
+              postgresql_where=text("next_sync_at IS NOT NULL")),
+        Index("ix_connections_news", "provider", "news_at", sqlite_where=text("news_at IS NOT NULL"),
+              postgresql_where=text("news_at IS NOT NULL")),
+        Index("ix_connections_claimed", "provider", "claimed_at", sqlite_where=text("claimed_at IS NOT NULL"),
+              postgresql_where=text("claimed_at IS NOT NULL")),
+        Index("ix_connections_expiring", "token_expires_at", sqlite_where=text("status = 'active'"),
+              postgresql_where=text("status = 'active'")),
+    )  # fmt: skip
+
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    provider: Mapped[str] = mapped_column(String(50))
+    provider_user_id: Mapped[str | None] = mapped_column(String(200))
+    status: Mapped[str] = mapped_column(String(20))
+    """`active`, or `needs_reauth`: the person has to sign in again."""
+    status_reason: Mapped[str | None]
+    scopes: Mapped[list[str]] = mapped_column(Payload)
+    access_token: Mapped[bytes]
+    refresh_token: Mapped[bytes | None]
+    token_expires_at: Mapped[datetime]
+    refreshing_until: Mapped[datetime | None]
+    """A refresh is under way until then, unless its worker is gone."""
+    next_sync_at: Mapped[datetime | None]
+    claimed_at: Mapped[datetime | None]
+    news_at: Mapped[datetime | None]
+    wait_reason: Mapped[str | None]
+    failures: Mapped[int] = mapped_column(default=0)
+    """Failed syncs in a row: the back-off's exponent."""
+    fence: Mapped[int] = mapped_column(BigInteger, default=0)
+    """The number of the newest sync; a write by an older one is refused."""
+    last_sync_at: Mapped[datetime | None]
+    """When a sync last ended well."""
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class Stream(Base):
+    """How far one kind of data of a connection has been read.
+
+    Everything from `backlog_until` up to `cursor` is known; what lies in
+    [`backlog_since`, `backlog_until`) is still to be read, newest first. Both None: nothing is.
+    """
+
+    __tablename__ = "streams"
+    __table_args__ = (UniqueConstraint("connection_id", "name"),)
+
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    connection_id: Mapped[int] = mapped_column(ForeignKey("connections.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(50))
+    off_reason: Mapped[str | None]
+    """Why it is not read (a scope that was not granted); None: it is on."""
+    cursor: Mapped[datetime | None]
+    """When the last reading began, by our clock: never a time that a record claims."""
+    backlog_since: Mapped[datetime | None]
+    backlog_until: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    """When the list was last read down to its very end."""
+
+
+class Record(Base):
+    """One stored item: the normalised columns are those of `providers.base.Record`."""
+
+    __tablename__ = "records"
+    __table_args__ = (
+        UniqueConstraint("connection_id", "stream", "external_id"),
+        Index("ix_records_order", "connection_id", "stream", "ordered_at"),
+        Index("ix_records_kind", "connection_id", "kind", "start_at"),
+    )
+
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    connection_id: Mapped[int] = mapped_column(ForeignKey("connections.id", ondelete="CASCADE"))
+    stream: Mapped[str] = mapped_column(String(50))
+    external_id: Mapped[str] = mapped_column(String(200))
+    kind: Mapped[str] = mapped_column(String(20))
+    ordered_at: Mapped[datetime]
+    start_at: Mapped[datetime | None]
+    end_at: Mapped[datetime | None]
+    utc_offset_s: Mapped[int | None]
+    local_date: Mapped[date | None]
+    type: Mapped[str | None] = mapped_column(String(50))
+    provider_type: Mapped[str | None]
+    title: Mapped[str | None]
+    duration_s: Mapped[float | None]
+    moving_s: Mapped[float | None]
+    distance_m: Mapped[float | None]
+    elevation_gain_m: Mapped[float | None]
+    energy_j: Mapped[float | None]
+    work_j: Mapped[float | None]
+    heart_rate_avg_bpm: Mapped[float | None]
+    heart_rate_max_bpm: Mapped[float | None]
+    raw: Mapped[Any] = mapped_column(Payload, nullable=True)
+    """The provider's item, unchanged in meaning; None once it was deleted there."""
+    digest: Mapped[str | None] = mapped_column(String(64))
+    """SHA-256 of the raw item: an item that did not change is not written again."""
+    deleted_at: Mapped[datetime | None]
+    """When we learned that the provider no longer has it; the values are gone then too."""
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class Quarantined(Base):
+    """An item that could not be normalised, kept with the reason."""
+
+    __tablename__ = "quarantine"
+    __table_args__ = (UniqueConstraint("connection_id", "stream", "digest"),)
+
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    connection_id: Mapped[int] = mapped_column(ForeignKey("connections.id", ondelete="CASCADE"))
+    stream: Mapped[str] = mapped_column(String(50))
+    external_id: Mapped[str | None] = mapped_column(String(200))
+    digest: Mapped[str] = mapped_column(String(64))
+    reason: Mapped[str]
+    payload: Mapped[Any] = mapped_column(Payload)
+    created_at: Mapped[datetime]
+
+
+class SyncRun(Base):
+    """The journal: one row per connection and sync."""
+
+    __tablename__ = "sync_runs"
+    __table_args__ = (
+        Index("ix_sync_runs_connection", "connection_id", "id"),
+        Index("ix_sync_runs_started", "started_at"),
+    )
+
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    connection_id: Mapped[int] = mapped_column(ForeignKey("connections.id", ondelete="CASCADE"))
+    trigger: Mapped[str] = mapped_column(String(20))
+    """What asked for it: `tick`, `asked`, …"""
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str] = mapped_column(String(20))
+    """`running`, `ok`, `deferred`, `failed`, `needs_reauth`, or `interrupted` (its worker is gone)."""
+    message: Mapped[str | None]
+    requests: Mapped[int] = mapped_column(default=0)
+    inserted: Mapped[int] = mapped_column(default=0)
+    updated: Mapped[int] = mapped_column(default=0)
+    deleted: Mapped[int] = mapped_column(default=0)
+    quarantined: Mapped[int] = mapped_column(default=0)
+
+
+class Tick(Base):
+    """One firing of the schedule: the primary key lets each happen once."""
+
+    __tablename__ = "ticks"
+
+    name: Mapped[str] = mapped_column(String(50), primary_key=True)
+    due_at: Mapped[datetime] = mapped_column(primary_key=True)
+    fired_at: Mapped[datetime]
+    planned: Mapped[int | None]
+    """How many users' syncs it sent; None: it died before it sent any."""

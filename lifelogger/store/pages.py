@@ -1,0 +1,177 @@
+"""Writing one page: records, quarantine and deletions, exactly once however often it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from lifelogger.providers.base import Record as Normal
+from lifelogger.store.engine import Store
+from lifelogger.store.models import Quarantined, Record
+
+VALUES = tuple(each.name for each in fields(Normal) if each.name != "external_id")
+KEPT_OF_A_DELETED = {"kind", "ordered_at"}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of a page: its key if it could be read, and its record or why there is none."""
+
+    external_id: str | None
+    raw: Any
+    record: Normal | None = None
+    reason: str | None = None
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.raw, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a sync changed in the store, in records."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    quarantined: int = 0
+
+    def add(self, other: Counts) -> None:
+        self.inserted += other.inserted
+        self.updated += other.updated
+        self.deleted += other.deleted
+        self.quarantined += other.quarantined
+
+
+def write_items(
+    store: Store, db: Connection, connection_id: int, stream: str, items: Sequence[Item], now: datetime
+) -> Counts:
+    """Upsert what is new or changed by (connection, stream, external id); the rest is left alone."""
+    good = {item.record.external_id: item for item in items if item.record}  # of a doubled item the last counts
+    known = digests(db, connection_id, stream, good)
+    changed = [item for key, item in good.items() if known.get(key, "") != item.digest]
+    rows = [
+        {
+            **asdict(item.record),
+            "connection_id": connection_id,
+            "stream": stream,
+            "raw": item.raw,
+            "digest": item.digest,
+            "deleted_at": None,
+            "created_at": now,
+            "updated_at": now,
+        }
+        for item in changed
+        if item.record
+    ]
+    if rows:
+        statement = store.insert(Record.__table__)
+        overwrite = (*VALUES, "raw", "digest", "deleted_at", "updated_at")
+        statement = statement.on_conflict_do_update(
+            index_elements=["connection_id", "stream", "external_id"],
+            set_={name: statement.excluded[name] for name in overwrite},
+        )
+        db.execute(statement, rows)
+    counts = Counts(inserted=sum(item.external_id not in known for item in changed))
+    counts.updated = len(changed) - counts.inserted
+    counts.quarantined = quarantine(store, db, connection_id, stream, items, now)
+    return counts
+
+
+def digests(db: Connection, connection_id: int, stream: str, keys: Iterable[str]) -> dict[str, str | None]:
+    """The stored digest of each known key; None for one that was deleted."""
+    found: dict[str, str | None] = {}
+    wanted = sorted(keys)
+    for start in range(0, len(wanted), 500):
+        query = select(Record.external_id, Record.digest).where(
+            Record.connection_id == connection_id,
+            Record.stream == stream,
+            Record.external_id.in_(wanted[start : start + 500]),
+        )
+        found.update({key: digest for key, digest in db.execute(query)})
+    return found
+
+
+def quarantine(
+    store: Store, db: Connection, connection_id: int, stream: str, items: Sequence[Item], now: datetime
+) -> int:
+    """Keep the bad items with their reasons; an item that is good again leaves the quarantine."""
+    bad = [
+        {
+            "connection_id": connection_id,
+            "stream": stream,
+            "external_id": item.external_id,
+            "digest": item.digest,
+            "reason": item.reason,
+            "payload": item.raw,
+            "created_at": now,
+        }
+        for item in items
+        if item.record is None
+    ]
+    mended = [item.external_id for item in items if item.record]
+    if mended:
+        db.execute(
+            delete(Quarantined).where(
+                Quarantined.connection_id == connection_id,
+                Quarantined.stream == stream,
+                Quarantined.external_id.in_(mended),
+            )
+        )
+    if not bad:
+        return 0
+    seen = {(row.digest) for row in db.execute(
+        select(Quarantined.digest).where(
+            Quarantined.connection_id == connection_id,
+            Quarantined.stream == stream,
+            Quarantined.digest.in_([row["digest"] for row in bad]),
+        )
+    )}  # fmt: skip
+    fresh = list({row["digest"]: row for row in bad if row["digest"] not in seen}.values())
+    if fresh:
+        db.execute(insert(Quarantined), fresh)
+    return len(fresh)
+
+
+def delete_missing(
+    db: Connection,
+    connection_id: int,
+    stream: str,
+    *,
+    since: datetime,
+    until: datetime | None,
+    present: set[str],
+    now: datetime,
+) -> int:
+    """Empty the records of [since, until) that the provider no longer lists; return how many.
+
+    The row stays as a mark that there was one (the values and the payload go), so that readers
+    who follow the changes learn of the deletion.
+    """
+    there = select(Record.external_id).where(
+        Record.connection_id == connection_id,
+        Record.stream == stream,
+        Record.ordered_at >= since,
+        Record.deleted_at.is_(None),
+    )
+    if until is not None:
+        there = there.where(Record.ordered_at < until)
+    gone = [key for (key,) in db.execute(there) if key not in present]
+    cleared = {name: None for name in VALUES if name not in KEPT_OF_A_DELETED}
+    for start in range(0, len(gone), 500):
+        db.execute(
+            update(Record)
+            .where(
+                Record.connection_id == connection_id,
+                Record.stream == stream,
+                Record.external_id.in_(gone[start : start + 500]),
+            )
+            .values(**cleared, raw=None, digest=None, deleted_at=now, updated_at=now)
+        )
+    return len(gone)
