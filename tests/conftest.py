@@ -1,0 +1,126 @@
+"""What every test can ask for: real servers, an empty database of each kind, settings in a folder of its own.
+
+A server that is not installed skips its tests on a laptop and fails them in CI, where nobody reads skips.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from lifelogger.settings import PREFIX, Settings, get_settings, load_settings
+from tests.servers import Missing, PostgresServer, RedisServer
+
+_databases = itertools.count(1)
+_folder = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep away from the developer's own settings and `var/`, even while modules are imported."""
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        del os.environ[name]
+    config.stash[_folder] = folder = Path(tempfile.mkdtemp(prefix="lifelogger-tests-"))
+    (folder / "settings.toml").touch()
+    os.environ["LIFELOGGER_SETTINGS"] = str(folder / "settings.toml")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[_folder], ignore_errors=True)
+
+
+def _unavailable(error: Exception) -> NoReturn:
+    if os.environ.get("CI", "").lower() in ("", "0", "false"):
+        pytest.skip(str(error))
+    pytest.fail(f"{error}, and in CI every server must be there")
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A real Redis of this session alone: `.url`, `.client`, `.stop()`, `.start()`, `.restart()`, `.flush()`."""
+    try:
+        server = RedisServer()
+    except Missing as error:
+        _unavailable(error)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The URL of a real, empty Redis."""
+    redis_server.flush()
+    return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A real PostgreSQL of this session alone."""
+    try:
+        server = PostgresServer()
+    except Missing as error:
+        _unavailable(error)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """The URL of that server's maintenance database."""
+    return postgres_server.url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a fresh, empty database: the test runs once on SQLite and once on PostgreSQL."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.db'}"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    name = f"test_{next(_databases)}"
+    try:
+        yield server.create(name)
+    finally:
+        server.drop(name)
+
+
+@pytest.fixture
+def settings_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Settings]]:
+    """Put settings into the environment, for this process and its children, with `var/` in `tmp_path`.
+
+    `settings_env(redis={"url": url}, providers={"strava": {"api_url": base}})` returns what they come to.
+    """
+    file = tmp_path / "settings.toml"
+    file.touch()
+    monkeypatch.setenv("LIFELOGGER_SETTINGS", str(file))
+
+    def put(table: dict[str, Any], prefix: str) -> None:
+        for key, value in table.items():
+            name = f"{prefix}{key.upper()}"
+            if isinstance(value, dict):
+                put(value, f"{name}__")
+            else:
+                monkeypatch.setenv(
+                    name, json.dumps(value) if isinstance(value, (list, tuple)) else str(value)
+                )
+
+    def make(**sections: dict[str, Any]) -> Settings:
+        put(sections, PREFIX)
+        get_settings.cache_clear()
+        return load_settings()
+
+    yield make
+    get_settings.cache_clear()
