@@ -44,7 +44,7 @@ _SECRET = "secret"  # marks a plain string that may hold a password
 _PACKAGE = Path(__file__).parent
 
 
-# What a value may be ------------------------------------------------------------------------------------------
+# What a value may be -------------------------------------------------------------------------------
 
 
 def _listed(value: Any) -> Any:
@@ -155,7 +155,7 @@ Seconds = Annotated[float, Field(gt=0)]
 WholeSeconds = Annotated[int, Field(ge=1)]
 
 
-# What can be set ----------------------------------------------------------------------------------------------
+# What can be set -----------------------------------------------------------------------------------
 
 
 class Section(BaseModel):
@@ -176,7 +176,7 @@ class Database(Section):
 
 
 class Redis(Section):
-    """Where queues, locks and budgets are kept; empty means the embedded server. A URL may hold a password."""
+    """Where queues, locks and budgets are kept; empty means the embedded server."""
 
     url: Annotated[str, _url("redis", "rediss", "unix"), _SECRET] = Field(default="", repr=False)
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "lifelogger"
@@ -317,7 +317,7 @@ def known_providers() -> frozenset[str]:
     return frozenset(name for name in modules | plugins if not name.startswith("_"))
 
 
-# Where it comes from ------------------------------------------------------------------------------------------
+# Where it comes from -------------------------------------------------------------------------------
 
 KeyPath = tuple[str, ...]
 

@@ -44,7 +44,7 @@ def _unavailable(error: Exception) -> NoReturn:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:
-    """A real Redis of this session alone: `.url`, `.client`, `.stop()`, `.start()`, `.restart()`, `.flush()`."""
+    """A real Redis of this session alone, which tests may stop and restart."""
     try:
         server = RedisServer()
     except Missing as error:

