@@ -63,6 +63,8 @@ class Page:
     reached: datetime | None
     """Everything of the window at or after this instant has been yielded now. None: not known
     yet (more pages of the same span follow), so nothing may be concluded from what is missing."""
+    end: bool = False
+    """The provider has nothing older at all, in the window or before it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ class Strava(Provider):
             if not isinstance(items, list):
                 raise Unavailable("the list of activities is not a list")
             if not items:
-                yield Page([], window.since)
+                yield Page([], window.since, end=True)
                 return
             starts = [start for item in items if (start := readable_start(item)) is not None]
             lowest = min(starts, default=None)

@@ -148,6 +148,8 @@ class Stream(Base):
     name: Mapped[str] = mapped_column(String(50))
     off_reason: Mapped[str | None]
     """Why it is not read (a scope that was not granted); None: it is on."""
+    off_until: Mapped[datetime | None]
+    """When a stream that the provider refused is tried again."""
     cursor: Mapped[datetime | None]
     """When the last reading began, by our clock: never a time that a record claims."""
     backlog_since: Mapped[datetime | None]

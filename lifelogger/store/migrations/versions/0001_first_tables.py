@@ -110,6 +110,7 @@ def upgrade() -> None:
     sa.Column('connection_id', Key, nullable=False),
     sa.Column('name', sa.String(length=50), nullable=False),
     sa.Column('off_reason', sa.Text(), nullable=True),
+    sa.Column('off_until', Instant, nullable=True),
     sa.Column('cursor', Instant, nullable=True),
     sa.Column('backlog_since', Instant, nullable=True),
     sa.Column('backlog_until', Instant, nullable=True),

@@ -1,0 +1,34 @@
+"""Sync actors. One message, one user; what a sync does is in `lifelogger.sync`."""
+
+import dramatiq
+
+from lifelogger import planner, sync
+from lifelogger.broker import broker
+from lifelogger.errors import LockLost
+from lifelogger.mutex import Locked
+
+
+@dramatiq.actor(
+    broker=broker, mutex=lambda user_id, *_, **__: f"sync:{user_id}", max_retries=0, throws=(LockLost, Locked)
+)
+def sync_user_data(user_id: str, trigger: str = "asked") -> None:
+    """Pull what is new for one user.
+
+    A message of a tick takes the connections that are due; any other is somebody's wish, and takes
+    all that are not told to wait. Skipped while a sync of that user runs. Never retried by the
+    broker, which would park the message in worker memory: a failed connection has its
+    `next_sync_at`, and a later tick meets it.
+    """
+    if any(run.learned for run in sync.run(user_id, trigger)):
+        plan_again.send()
+
+
+@dramatiq.actor(broker=broker, queue_name="schedule", mutex=lambda: "plan", max_retries=0)
+def plan_again() -> None:
+    """Plan what waited for a budget count that is known now."""
+    planner.tick("plan_again", None, send_tick)
+
+
+def send_tick(user_id: str) -> None:
+    """Enqueue one planned user."""
+    sync_user_data.send(user_id, "tick")

@@ -1,0 +1,72 @@
+"""What a host application does with lifelogger: read a user's records, and ask for a sync.
+
+Nothing here needs a worker in the same process; `request_sync` needs the Redis that the workers use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from dramatiq import Message
+from sqlalchemy import select
+
+from lifelogger.connections import note_news
+from lifelogger.runtime import Runtime
+from lifelogger.runtime import runtime as processwide
+from lifelogger.store.models import Connection, Record
+
+MOST = 1000
+
+
+def records(
+    user_id: str,
+    *,
+    kind: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    limit: int = 100,
+    runtime: Runtime | None = None,
+) -> Sequence[dict[str, Any]]:
+    """A user's records that started in [since, until), the newest first, at most `limit` (1 to 1000).
+
+    Each is a dictionary of the columns of docs/records.md: instants are UTC datetimes, units stand
+    in the names, what the provider did not say is None, and `raw` is the provider's own item.
+    """
+    rt = runtime or processwide()
+    columns = [column for column in Record.__table__.columns if column.name not in HIDDEN]
+    query = (
+        select(Connection.provider, *columns)
+        .join_from(Record, Connection, Record.connection_id == Connection.id)
+        .where(Connection.user_id == user_id, Record.deleted_at.is_(None))
+        .order_by(Record.ordered_at.desc(), Record.id.desc())
+        .limit(max(1, min(limit, MOST)))
+    )
+    if kind is not None:
+        query = query.where(Record.kind == kind)
+    if since is not None:
+        query = query.where(Record.ordered_at >= since)
+    if until is not None:
+        query = query.where(Record.ordered_at < until)
+    with rt.store.read() as db:
+        return [dict(row._mapping) for row in db.execute(query)]
+
+
+HIDDEN = frozenset({"connection_id", "digest", "deleted_at"})
+
+
+def request_sync(user_id: str, *, runtime: Runtime | None = None) -> int:
+    """Ask for a sync of one user now; return how many of the connections will look.
+
+    The wish is written down before the message is sent, so a message that finds a sync running,
+    or is lost, loses nothing: the running sync or the next tick serves it.
+    """
+    from lifelogger.broker import broker
+
+    noted = note_news(runtime or processwide(), user_id)
+    if noted:
+        broker.enqueue(
+            Message(queue_name="default", actor_name="sync_user_data", args=(user_id,), kwargs={}, options={})
+        )
+    return noted

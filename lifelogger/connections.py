@@ -1,0 +1,194 @@
+"""Users and their connections: adding them, importing many, and asking for a sync."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from sqlalchemy import Connection as Database
+from sqlalchemy import func, or_, select, update
+
+from lifelogger.errors import LifeloggerError
+from lifelogger.providers.base import split_scopes
+from lifelogger.runtime import Runtime
+from lifelogger.store.models import Connection, User
+
+
+class ImportRefused(LifeloggerError):
+    """Lines of an import are wrong; nothing was written. `faults` has a sentence for each."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class AccountTaken(LifeloggerError):
+    """The account at the provider is connected to another user already."""
+
+
+class Line(BaseModel):
+    """One line of `lifelogger connections import`."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    user_id: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")
+    provider: str
+    access_token: SecretStr = Field(min_length=1)
+    refresh_token: SecretStr | None = None
+    expires_at: datetime
+    scopes: list[str] = Field(default_factory=list)
+    provider_user_id: str | None = Field(default=None, max_length=200)
+
+    @field_validator("scopes", mode="before")
+    @classmethod
+    def from_one_string(cls, value: Any) -> Any:
+        return list(split_scopes(value) or ()) if isinstance(value, str) else value
+
+    @field_validator("provider_user_id", mode="before")
+    @classmethod
+    def from_number(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("expires_at")
+    @classmethod
+    def with_offset(cls, value: datetime) -> datetime:
+        if value.tzinfo is None:
+            raise ValueError("an ISO time needs an offset; epoch seconds do not")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import did, in connections."""
+
+    added: int
+    replaced: int
+
+
+def import_lines(rt: Runtime, lines: Iterable[str]) -> Imported:
+    """Store connections from JSON lines: all of them, or, when any line is wrong, none.
+
+    Connecting again replaces the tokens and keeps the data. Raises `ImportRefused`.
+    """
+    wanted: list[Line] = []
+    faults: list[str] = []
+    places: dict[tuple[str, ...], int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            parsed = Line.model_validate_json(line)
+        except ValidationError as error:
+            faults += [
+                f"line {number}: {'.'.join(map(str, each['loc'])) or 'line'}: {each['msg']}" for each in error.errors()
+            ]
+            continue
+        if parsed.provider not in rt.providers:
+            faults.append(f"line {number}: provider: {parsed.provider!r} is none of {', '.join(rt.providers)}")
+        for place in places_of(parsed):
+            if place in places:
+                faults.append(f"line {number}: {place[-1]} is connected to {place[0]} by line {places[place]} already")
+            places.setdefault(place, number)
+        wanted.append(parsed)
+    if not faults:
+        with rt.store.read() as db:
+            faults += [f"user {line.user_id}: {taken}" for line in wanted if (taken := owner_conflict(db, line))]
+    if faults:
+        raise ImportRefused(faults)
+    added = 0
+    with rt.store.write() as db:
+        for each in wanted:
+            added += save(rt, db, each)
+    return Imported(added, len(wanted) - added)
+
+
+def places_of(line: Line) -> list[tuple[str, ...]]:
+    """What only one line may have: a user's place at a provider, and an account there."""
+    places: list[tuple[str, ...]] = [(line.provider, "user", line.user_id)]
+    if line.provider_user_id is not None:
+        places.append((line.provider, "account", line.provider_user_id))
+    return places
+
+
+def owner_conflict(db: Database, line: Line) -> str | None:
+    """Why a line's account cannot be this user's; None when it can."""
+    if line.provider_user_id is None:
+        return None
+    owner = db.scalar(
+        select(Connection.user_id).where(
+            Connection.provider == line.provider, Connection.provider_user_id == line.provider_user_id
+        )
+    )
+    if owner is None or owner == line.user_id:
+        return None
+    return f"the {line.provider} account {line.provider_user_id} is connected to another user"
+
+
+def add_user(rt: Runtime, user_id: str) -> bool:
+    """Store a user; False when there is one of that id already."""
+    with rt.store.write() as db:
+        return ensure_user(rt, db, user_id)
+
+
+def ensure_user(rt: Runtime, db: Database, user_id: str) -> bool:
+    statement = rt.store.insert(User.__table__).values(id=user_id, created_at=rt.clock()).on_conflict_do_nothing()
+    return bool(db.execute(statement).rowcount == 1)
+
+
+def save(rt: Runtime, db: Database, line: Line) -> bool:
+    """Store one connection, due at once; True when it is new. Raises `AccountTaken`."""
+    conflict = owner_conflict(db, line)
+    if conflict:
+        raise AccountTaken(conflict)
+    now = rt.clock()
+    ensure_user(rt, db, line.user_id)
+    grant = {
+        "status": "active",
+        "status_reason": None,
+        "scopes": line.scopes or list(rt.providers[line.provider].scopes),
+        "access_token": rt.vault.encrypt(line.access_token.get_secret_value()),
+        "refresh_token": rt.vault.encrypt(line.refresh_token.get_secret_value()) if line.refresh_token else None,
+        "token_expires_at": line.expires_at,
+        "refreshing_until": None,
+        "next_sync_at": now,
+        "claimed_at": None,
+        "news_at": now,  # whoever connects wants to see the data
+        "wait_reason": None,
+        "failures": 0,
+        "updated_at": now,
+    }
+    known = update(Connection).where(Connection.user_id == line.user_id, Connection.provider == line.provider)
+    account = {"provider_user_id": func.coalesce(line.provider_user_id, Connection.provider_user_id)}
+    if db.execute(known.values(**grant, **account)).rowcount:
+        return False
+    db.execute(
+        rt.store.insert(Connection.__table__).values(
+            user_id=line.user_id,
+            provider=line.provider,
+            provider_user_id=line.provider_user_id,
+            fence=0,
+            created_at=now,
+            **grant,
+        )
+    )
+    return True
+
+
+def note_news(rt: Runtime, user_id: str) -> int:
+    """Write down that somebody knows of news, before any message is sent: a skip then loses nothing.
+
+    Returns how many connections will look. One that waits for its budget keeps its time.
+    """
+    now = rt.clock()
+    with rt.store.write() as db:
+        active = (Connection.user_id == user_id, Connection.status == "active")
+        noted = db.execute(update(Connection).where(*active).values(news_at=now)).rowcount
+        db.execute(
+            update(Connection)
+            .where(*active, Connection.wait_reason.is_(None), or_(Connection.next_sync_at > now), Connection.claimed_at.is_(None))
+            .values(next_sync_at=now)
+        )
+    return noted

@@ -1,0 +1,254 @@
+"""The network as providers get it: one budget for every request, one error for every trouble.
+
+    budget asked ─▶ request (bearer token, time-outs, size limit) ─▶ headers read ─▶ JSON or an error
+
+Errors say what the caller does next (`lifelogger.errors`). They carry neither a query string nor
+the exception of `requests` behind them: both can hold a token, and Dramatiq writes tracebacks
+to Redis.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, NoReturn
+from urllib.parse import urljoin, urlsplit
+
+import requests
+
+from lifelogger.budget import Budget, Ticket
+from lifelogger.errors import BudgetSpent, LifeloggerError, Refused, SignInAgain, Unavailable
+from lifelogger.providers.base import Json, Pool, Provider
+from lifelogger.settings import HttpSettings, ProviderSettings
+
+MOST_REDIRECTS = 3
+CHUNK = 65536
+
+
+class Unauthorised(LifeloggerError):
+    """The provider does not know this access token (any more): HTTP 401."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer: its status, its headers and its parsed JSON (None when it had no readable one)."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Json
+    broken: str | None = None
+    """Why the body could not be read, when it could not."""
+
+
+class Http:
+    """The requests of one connection during one sync. Not shared between threads."""
+
+    def __init__(
+        self,
+        provider: Provider,
+        settings: ProviderSettings,
+        limits: HttpSettings,
+        budget: Budget,
+        connection_id: int,
+        token: str,
+        renew: Callable[[str], str],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.provider = provider
+        self.settings = settings
+        self.limits = limits
+        self.budget = budget
+        self.pools = provider.pools(settings, connection_id)
+        self.clock = clock
+        self.requests = 0
+        """How many requests went out."""
+        self.learned = False
+        """Whether one of them told a count that nobody knew: others may go now."""
+        self.leave, self.leave_share = 0, 0.0
+        """What a request must leave of the budget for others: a number, and a share of each window."""
+        self._token = token
+        self._renew = renew
+
+    def get(self, path: str, **params: str | int) -> Json:
+        return self._call("GET", path, params=params)
+
+    def post(self, path: str, body: Json) -> Json:
+        return self._call("POST", path, json=body)
+
+    def _call(self, method: str, path: str, **content: Any) -> Json:
+        """Send with the token; a 401 renews it once. Raises `Wait`, `SignInAgain`, `Refused`."""
+        try:
+            return self._follow(method, path, **content)
+        except Unauthorised:
+            self._token = self._renew(self._token)
+        try:
+            return self._follow(method, path, **content)
+        except Unauthorised:
+            raise SignInAgain(f"{self.provider.title} refuses a token that was just renewed") from None
+
+    def _follow(self, method: str, path: str, **content: Any) -> Json:
+        """Send, and follow redirects as long as they stay on the host that may see the token."""
+        url = self.settings.api_url + path
+        for _ in range(MOST_REDIRECTS + 1):
+            reply = self._send(method, url, **content)
+            if reply.status not in (301, 302, 303, 307, 308):
+                return accepted(self.provider.title, path, reply)
+            target = urljoin(url, reply.headers.get("Location", ""))
+            if origin(target) != origin(url) or method != "GET":
+                raise Unavailable(f"{self.provider.title} redirects {path} to another host: refused")
+            url, content = target, {}
+        raise Unavailable(f"{self.provider.title} redirects {path} without end")
+
+    def _send(self, method: str, url: str, **content: Any) -> Reply:
+        ticket = self.budget.take(self.pools, leave=self.leave, leave_share=self.leave_share)
+        self.requests += 1
+        self.learned = self.learned or ticket.probe
+        return exchange(
+            self.provider, self.budget, ticket, self.limits, self.clock, method, url, auth=Bearer(self._token), **content
+        )
+
+
+def call_token_endpoint(
+    provider: Provider,
+    settings: ProviderSettings,
+    limits: HttpSettings,
+    budget: Budget,
+    clock: Callable[[], datetime],
+    pools: tuple[Pool, ...],
+    form: Mapping[str, str],
+) -> Reply:
+    """POST a form with the client's credentials to the token endpoint (RFC 6749, 2.3.1).
+
+    Returns whatever was answered with a 2xx or 4xx; raises `Wait` on anything that may pass.
+    """
+    body = {"client_id": settings.client_id, "client_secret": settings.client_secret.get_secret_value(), **form}
+    ticket = budget.take(pools)
+    reply = exchange(provider, budget, ticket, limits, clock, "POST", settings.token_url, data=body)
+    if reply.status == 429 or reply.status >= 500 or (reply.status < 300 and reply.broken):
+        accepted(provider.title, "the token endpoint", reply)
+    return reply
+
+
+def exchange(
+    provider: Provider,
+    budget: Budget,
+    ticket: Ticket,
+    limits: HttpSettings,
+    clock: Callable[[], datetime],
+    method: str,
+    url: str,
+    **content: Any,
+) -> Reply:
+    """One request and its answer, told to the budget. Raises `Unavailable` when none came."""
+    deadline = time.monotonic() + limits.total_timeout_seconds
+    failure: str | None = None
+    try:
+        with session().request(
+            method,
+            url,
+            stream=True,
+            allow_redirects=False,
+            timeout=(limits.connect_timeout_seconds, limits.read_timeout_seconds),
+            **content,
+        ) as response:
+            headers, status = response.headers, response.status_code
+            body, broken = read_json(response, deadline, limits.max_bytes)
+    except requests.Timeout:
+        failure = f"{provider.title} did not answer in time"
+    except requests.RequestException:
+        failure = f"{provider.title} could not be reached, or broke the connection"
+    if failure is not None:
+        budget.settle(ticket, answered=False)
+        raise Unavailable(failure)
+    now = clock()
+    retry_at = provider.retry_at(headers, now) if status in (429, 503) else None
+    budget.settle(
+        ticket,
+        usage=provider.usage(headers),
+        date=date_of(headers),
+        limited=status == 429,
+        retry_at=retry_at if status == 429 else None,
+    )
+    return Reply(status, headers, body, broken)
+
+
+def read_json(response: requests.Response, deadline: float, most: int) -> tuple[Json, str | None]:
+    """The parsed body, or why there is none. Reads at most `most` bytes, until `deadline`."""
+    received = bytearray()
+    try:
+        for chunk in response.iter_content(CHUNK):
+            received += chunk
+            if len(received) > most:
+                return None, f"its answer is larger than {most} bytes"
+            if time.monotonic() > deadline:
+                return None, "its answer took too long"
+    except requests.RequestException:
+        return None, "its answer broke off"
+    try:
+        return json.loads(received, parse_constant=refuse_constant), None
+    except (ValueError, RecursionError):
+        return None, "its answer is not JSON"
+
+
+def refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not JSON")
+
+
+def accepted(title: str, what: str, reply: Reply) -> Json:
+    """The body of a good answer, or the error that fits the status."""
+    status = reply.status
+    if 200 <= status < 300:
+        if reply.broken:
+            raise Unavailable(f"{title}: {what}: {reply.broken}")
+        return reply.body
+    if status == 401:
+        raise Unauthorised(f"{title}: {what}: not authorised (401)")
+    if status == 429:
+        raise BudgetSpent(f"{title} says that its request limit is reached (429)")
+    if status in (408, 425) or status >= 500:
+        raise Unavailable(f"{title}: {what}: the server is in trouble ({status})")
+    raise Refused(f"{title}: {what}: refused ({status})")
+
+
+def date_of(headers: Mapping[str, str]) -> datetime | None:
+    """The provider's own time of the answer (RFC 9110, 6.6.1)."""
+    try:
+        date = parsedate_to_datetime(headers.get("Date", ""))
+    except (ValueError, TypeError):
+        return None
+    return date.replace(tzinfo=UTC) if date.tzinfo is None else date
+
+
+def origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
+
+
+class Bearer(requests.auth.AuthBase):
+    """The token as a header. As `auth`, not `headers`: else a `.netrc` entry would replace it."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+_of_thread = threading.local()
+
+
+def session() -> requests.Session:
+    """The thread's session: it keeps connections alive, and no cookie of one user for the next."""
+    found = getattr(_of_thread, "session", None)
+    if found is None:
+        found = _of_thread.session = requests.Session()
+        found.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        found.headers["User-Agent"] = "lifelogger"
+    return found

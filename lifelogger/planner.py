@@ -1,0 +1,126 @@
+"""Who is synced at a tick: as many as the budget can serve, news first, then the stalest.
+
+A plan is a claim: one conditional UPDATE moves `next_sync_at` of the chosen connections on by a
+lease and is committed before anything is sent. A crash after it costs one lease; a second tick
+finds nothing due. The order is stored and indexed, so a tick costs what it plans, however many
+connections wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection as Database
+from sqlalchemy import select, update
+
+from lifelogger import runtime as processwide
+from lifelogger.budget import Window
+from lifelogger.errors import Unavailable
+from lifelogger.runtime import Runtime
+from lifelogger.store.models import Connection, Tick
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """How many connections of a provider may be planned now."""
+
+    news: int
+    """Where somebody knows of news: all that the windows have left."""
+    background: int
+    """Of them for plain polling: paced over the rest of each window, and less the reserve."""
+
+
+def tick(
+    name: str, due_at: datetime | None, send: Callable[[str], object], *, runtime: Runtime | None = None
+) -> int | None:
+    """Plan, then `send` each planned user; return how many, or None when this tick fired before.
+
+    `due_at` is the minute on the timetable; None for a plan that nobody scheduled, which always
+    goes ahead: its claims make it harmless.
+    """
+    rt = runtime or processwide.runtime()
+    now = rt.clock()
+    allowances = {provider: allowance(rt, provider, now) for provider in rt.enabled()}
+    with rt.store.write() as db:
+        # One transaction with the claims: a tick that dies before it is redelivered and made good.
+        fired = db.execute(
+            rt.store.insert(Tick.__table__)
+            .values(name=name, due_at=due_at or now, fired_at=now)
+            .on_conflict_do_nothing()
+        )
+        if fired.rowcount != 1 and due_at is not None:
+            return None
+        users = claim(rt, db, allowances, now)
+        db.execute(update(Tick).where(Tick.name == name, Tick.due_at == (due_at or now)).values(planned=len(users)))
+    for user_id in users:
+        send(user_id)
+    log.info("tick %s: %d users planned", name, len(users))
+    return len(users)
+
+
+def claim(rt: Runtime, db: Database, allowances: dict[str, Allowance], now: datetime) -> list[str]:
+    """Claim the connections that may be synced now; return their users, in order, each once."""
+    users: dict[str, None] = {}
+    lease = timedelta(seconds=rt.settings.sync.lease_seconds)
+    for provider, allowed in allowances.items():
+        due = (Connection.provider == provider, Connection.next_sync_at <= now)
+        news = db.scalars(
+            select(Connection.id)
+            .where(*due, Connection.news_at.is_not(None))
+            .order_by(Connection.news_at)
+            .limit(allowed.news)
+        ).all()
+        stale = db.scalars(
+            select(Connection.id)
+            .where(*due, Connection.news_at.is_(None))
+            .order_by(Connection.next_sync_at)
+            .limit(max(0, min(allowed.background, allowed.news - len(news))))
+        ).all()
+        chosen = [*news, *stale]
+        if not chosen:
+            continue
+        claimed = db.execute(
+            update(Connection)
+            .where(Connection.id.in_(chosen), Connection.next_sync_at <= now)
+            .values(next_sync_at=now + lease, claimed_at=now)
+            .returning(Connection.id, Connection.user_id)
+        ).all()
+        owner = {row.id: row.user_id for row in claimed}
+        users.update(dict.fromkeys(owner[each] for each in chosen if each in owner))
+    return list(users)
+
+
+def allowance(rt: Runtime, provider: str, now: datetime) -> Allowance:
+    """What the provider's windows leave for this tick; nothing when Redis cannot tell."""
+    pools = rt.providers[provider].pools(rt.settings.providers[provider], 0)
+    try:
+        windows = rt.budget.windows(pools)
+    except Unavailable:
+        log.warning("%s: no plan: its budget cannot be read", provider)
+        return Allowance(0, 0)
+    settings = rt.settings
+    period = timedelta(seconds=settings.sync.interval_seconds)
+    return allowed(windows, now, period, settings.schedule.reserve, rt.providers[provider].poll_cost)
+
+
+def allowed(windows: Sequence[Window], now: datetime, period: timedelta, reserve: float, cost: int) -> Allowance:
+    """How many polls of `cost` requests the windows allow, spread over the ticks that each still has.
+
+    A window that nobody has counted yet allows one: its reply tells the rest.
+    """
+    if any(window.closed_until and window.closed_until > now for window in windows):
+        return Allowance(0, 0)
+    if any(not window.known for window in windows):
+        return Allowance(1, 1)
+    news = min((window.remaining for window in windows), default=10_000)
+    background = news
+    for window in windows:
+        ticks_left = max(1, math.ceil((window.end - now) / period))
+        background = min(background, math.ceil((window.remaining - reserve * window.limit) / ticks_left))
+    return Allowance(max(0, news // cost), max(0, background // cost))

@@ -1,0 +1,321 @@
+"""Keeping authorisations alive: no refresh token is lost, none is used twice.
+
+A refresh token may be good for one use only, and the answer that replaces it comes once. So:
+
+1. one refresh at a time: a conditional UPDATE takes the row for a while and is committed. It also
+   writes the token columns (with what they hold), which proves that they can be written;
+2. the row is read again in that statement: somebody else may have refreshed meanwhile;
+3. the provider is asked, with no transaction open;
+4. the new pair goes to Redis (encrypted) at once, then into the row, and only then is it used. If
+   the row cannot be written after all, the pair waits in Redis for the next attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from redis.exceptions import RedisError
+from sqlalchemy import Row, or_, select, update
+from sqlalchemy.exc import DBAPIError
+
+from lifelogger.errors import SignInAgain, Unavailable, Wait
+from lifelogger.http import call_token_endpoint
+from lifelogger.mutex import Locked
+from lifelogger.providers.base import Grant, instant
+from lifelogger.runtime import Runtime
+from lifelogger.store.models import Connection
+
+log = logging.getLogger(__name__)
+
+LEASE = timedelta(seconds=120)
+"""How long a refresh may take before another worker may try: above the HTTP time-out."""
+NEARLY_EXPIRED = timedelta(seconds=60)
+ESCROW_SECONDS = 30 * 86400
+WRITE_ATTEMPTS = 3
+MOST_AT_ONCE = 500
+"""Connections that one firing of the periodic refresh takes, the next to expire first."""
+
+
+class Tokens:
+    """The access tokens of all connections."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    def access(self, connection_id: int) -> str:
+        """A usable access token, refreshed first when it is about to expire."""
+        with self.runtime.store.read() as db:
+            row = db.execute(
+                select(Connection.access_token, Connection.token_expires_at).where(Connection.id == connection_id)
+            ).one_or_none()
+        if row is None:
+            raise SignInAgain("the connection is gone")
+        if row.token_expires_at - NEARLY_EXPIRED > self.runtime.clock():
+            return self.runtime.vault.decrypt(row.access_token)
+        return self.refresh(connection_id, margin=NEARLY_EXPIRED)
+
+    def refresh(self, connection_id: int, *, margin: timedelta = NEARLY_EXPIRED, refused: str | None = None) -> str:
+        """Return an access token good for longer than `margin`, asking the provider if need be.
+
+        `refused` is a token that the provider just answered with 401: it counts as expired.
+
+        Raises:
+            SignInAgain: the provider ended the authorisation; the connection now says so.
+            Wait: it may work later; nothing was lost.
+        """
+        runtime = self.runtime
+        row = self._take(connection_id)
+        current = runtime.vault.decrypt(row.access_token)
+        if current != refused and row.token_expires_at - margin > runtime.clock():
+            self._give_back(connection_id)
+            return current
+        try:
+            grant = self._from_escrow(row) or self._ask(row)
+        except SignInAgain as end:
+            self._end(row, str(end))
+            raise
+        except BaseException:
+            self._give_back(connection_id)
+            raise
+        return self._keep(row, grant)
+
+    def _take(self, connection_id: int) -> Row[Any]:
+        """Take the row for a refresh, and read it. Raises `Unavailable` while somebody else has it."""
+        now = self.runtime.clock()
+        statement = (
+            update(Connection)
+            .where(
+                Connection.id == connection_id,
+                Connection.status == "active",
+                or_(Connection.refreshing_until.is_(None), Connection.refreshing_until < now),
+            )
+            .values(
+                refreshing_until=now + LEASE,
+                access_token=Connection.access_token,
+                refresh_token=Connection.refresh_token,
+                token_expires_at=Connection.token_expires_at,
+            )
+            .returning(
+                Connection.id,
+                Connection.provider,
+                Connection.access_token,
+                Connection.refresh_token,
+                Connection.token_expires_at,
+            )
+        )
+        try:
+            with self.runtime.store.write() as db:
+                row = db.execute(statement).one_or_none()
+        except DBAPIError:
+            raise Unavailable("the database cannot be written now, so no token is refreshed") from None
+        if row is not None:
+            return row
+        with self.runtime.store.read() as db:
+            status = db.scalar(select(Connection.status).where(Connection.id == connection_id))
+        if status == "active":
+            raise Unavailable("its tokens are being refreshed by another worker")
+        raise SignInAgain("the connection waits for the person to sign in again")
+
+    def _give_back(self, connection_id: int) -> None:
+        with self.runtime.store.write() as db:
+            db.execute(update(Connection).where(Connection.id == connection_id).values(refreshing_until=None))
+
+    def _ask(self, row: Row[Any]) -> Grant:
+        """Spend the refresh token. Raises `SignInAgain` when the provider says that it is dead."""
+        runtime = self.runtime
+        provider = runtime.providers[row.provider]
+        if row.refresh_token is None:
+            raise SignInAgain(f"{provider.title} gave no refresh token, and the access token has ended")
+        settings = runtime.settings.providers[row.provider]
+        spent = runtime.vault.decrypt(row.refresh_token)
+        reply = call_token_endpoint(
+            provider,
+            settings,
+            runtime.settings.http,
+            runtime.budget,
+            runtime.clock,
+            provider.pools(settings, row.id, token=True),
+            {"grant_type": "refresh_token", "refresh_token": spent},
+        )
+        if reply.status >= 300:
+            if provider.grant_is_dead(reply.status, reply.body):
+                raise SignInAgain(f"{provider.title} has ended the authorisation")
+            raise Unavailable(f"{provider.title} refused to refresh the tokens ({reply.status})")
+        grant = provider.grant(reply.body, runtime.clock())
+        # A provider that sends no new refresh token means the old one to go on.
+        return grant if grant.refresh_token else replace(grant, refresh_token=spent)
+
+    def _keep(self, row: Row[Any], grant: Grant) -> str:
+        """Commit the new pair: first to Redis, then to the row it replaces, whatever it takes."""
+        self._to_escrow(row, grant)
+        for attempt in range(1, WRITE_ATTEMPTS + 1):
+            try:
+                if not self._commit(row, grant):
+                    # Signed in again, or encrypted with another key: the next attempt compares with the escrow.
+                    raise Unavailable("its tokens were replaced while they were refreshed")
+                break
+            except DBAPIError:
+                log.error(
+                    "connection %s: the refreshed tokens could not be stored (attempt %d)", row.id, attempt
+                )
+        else:
+            raise Unavailable("the database refused the refreshed tokens; they wait in Redis, encrypted")
+        try:
+            self.runtime.redis.delete(self._escrow_key(row.id))
+        except RedisError:
+            log.debug("connection %s: its escrow stays until it expires", row.id)
+        return grant.access_token
+
+    def _commit(self, row: Row[Any], grant: Grant) -> bool:
+        """Replace the pair that was spent, and no other: somebody may have signed in meanwhile."""
+        vault, now = self.runtime.vault, self.runtime.clock()
+        values: dict[str, Any] = {
+            "access_token": vault.encrypt(grant.access_token),
+            "refresh_token": vault.encrypt(grant.refresh_token) if grant.refresh_token else None,
+            "token_expires_at": grant.expires_at,
+            "refreshing_until": None,
+            "updated_at": now,
+        }
+        if grant.scopes:
+            values["scopes"] = list(grant.scopes)
+        with self.runtime.store.write() as db:
+            done = db.execute(
+                update(Connection)
+                .where(Connection.id == row.id, Connection.refresh_token == row.refresh_token)
+                .values(values)
+            )
+        return done.rowcount == 1
+
+    def _end(self, row: Row[Any], reason: str) -> None:
+        """Stop all polling of a connection whose authorisation is gone, unless it was renewed meanwhile."""
+        with self.runtime.store.write() as db:
+            db.execute(
+                update(Connection)
+                .where(Connection.id == row.id, Connection.refresh_token.is_not_distinct_from(row.refresh_token))
+                .values(needs_reauth(reason, self.runtime.clock()))
+            )
+
+    # Escrow: a pair on its way from the provider to the row.
+
+    def _escrow_key(self, connection_id: int) -> str:
+        return f"{self.runtime.settings.redis.prefix}:escrow:{connection_id}"
+
+    def _to_escrow(self, row: Row[Any], grant: Grant) -> None:
+        pair = {
+            "replaces": self.runtime.vault.decrypt(row.refresh_token),
+            "access_token": grant.access_token,
+            "refresh_token": grant.refresh_token,
+            "expires_at": grant.expires_at.isoformat(),
+            "scopes": grant.scopes,
+        }
+        try:
+            sealed = self.runtime.vault.encrypt(json.dumps(pair))
+            self.runtime.redis.set(self._escrow_key(row.id), sealed, ex=ESCROW_SECONDS)
+        except RedisError:
+            log.warning("connection %s: Redis is away; its new tokens go to the database only", row.id)
+
+    def _from_escrow(self, row: Row[Any]) -> Grant | None:
+        """A pair that an earlier refresh received for this very row and could not store."""
+        try:
+            sealed: Any = self.runtime.redis.get(self._escrow_key(row.id))
+        except RedisError:
+            return None
+        if sealed is None:
+            return None
+        pair = json.loads(self.runtime.vault.decrypt(sealed))
+        if row.refresh_token is None or pair["replaces"] != self.runtime.vault.decrypt(row.refresh_token):
+            return None
+        log.info("connection %s: tokens of an interrupted refresh found", row.id)
+        scopes = tuple(pair["scopes"]) if pair["scopes"] else None
+        return Grant(pair["access_token"], pair["refresh_token"], instant(pair["expires_at"]), scopes)
+
+    # The periodic part.
+
+    def refresh_expiring(self) -> dict[str, int]:
+        """Refresh what expires within the margin; return how many ended in which way.
+
+        A connection whose sync runs is left alone: that sync refreshes when it needs to.
+        """
+        margin = timedelta(seconds=self.runtime.settings.sync.refresh_margin_seconds)
+        outcomes = {"refreshed": 0, "busy": 0, "needs_reauth": 0, "later": 0}
+        for connection_id, user_id in self.expiring(self.runtime.clock() + margin):
+            try:
+                with self.runtime.mutex.hold(f"sync:{user_id}"):
+                    self.refresh(connection_id, margin=margin)
+                outcomes["refreshed"] += 1
+            except Locked:
+                outcomes["busy"] += 1
+            except SignInAgain as end:
+                log.warning("connection %s: %s", connection_id, end)
+                outcomes["needs_reauth"] += 1
+            except Wait as trouble:
+                log.warning("connection %s: %s", connection_id, trouble)
+                outcomes["later"] += 1
+        return outcomes
+
+    def expiring(self, before: datetime) -> list[tuple[int, str]]:
+        """(connection, user) of what expires before an instant, the first to expire first."""
+        enabled = list(self.runtime.enabled())
+        with self.runtime.store.read() as db:
+            return [
+                (row.id, row.user_id)
+                for row in db.execute(
+                    select(Connection.id, Connection.user_id)
+                    .where(
+                        Connection.status == "active",
+                        Connection.token_expires_at < before,
+                        Connection.provider.in_(enabled),
+                    )
+                    .order_by(Connection.token_expires_at)
+                    .limit(MOST_AT_ONCE)
+                )
+            ]
+
+
+def needs_reauth(reason: str, now: datetime) -> dict[str, Any]:
+    """The columns of a connection that waits for its person to sign in again: it is not polled."""
+    return {
+        "status": "needs_reauth",
+        "status_reason": reason,
+        "next_sync_at": None,
+        "claimed_at": None,
+        "wait_reason": None,
+        "refreshing_until": None,
+        "updated_at": now,
+    }
+
+
+def rotate_keys(runtime: Runtime) -> int:
+    """Encrypt every stored token with the first key again; return how many connections there were.
+
+    A connection whose tokens are being refreshed is left to that refresh, which uses the first key.
+    """
+    done, last = 0, 0
+    while True:
+        with runtime.store.write() as db:
+            rows = db.execute(
+                select(Connection.id, Connection.access_token, Connection.refresh_token)
+                .where(
+                    Connection.id > last,
+                    or_(Connection.refreshing_until.is_(None), Connection.refreshing_until < runtime.clock()),
+                )
+                .order_by(Connection.id)
+                .limit(200)
+                .with_for_update()
+            ).all()
+            for row in rows:
+                db.execute(
+                    update(Connection)
+                    .where(Connection.id == row.id)
+                    .values(
+                        access_token=runtime.vault.rotate(row.access_token),
+                        refresh_token=runtime.vault.rotate(row.refresh_token) if row.refresh_token else None,
+                    )
+                )
+        if not rows:
+            return done
+        done, last = done + len(rows), rows[-1].id

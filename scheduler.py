@@ -1,0 +1,37 @@
+"""The timetable: every periodic actor, on one page. The times are in settings.toml, `[schedule]`.
+
+Run it with `make periodiq`, the work it enqueues with `make worker`. Any number of both may run:
+a tick fires once.
+"""
+
+import dramatiq
+from periodiq import cron
+
+from actors.sync import send_tick
+from lifelogger import planner, ticks
+from lifelogger.broker import broker
+from lifelogger.runtime import runtime
+from lifelogger.settings import get_settings
+from lifelogger.tokens import Tokens
+
+schedule = get_settings().schedule
+
+# Their own queue: a long line of syncs must not keep a tick waiting.
+
+
+@dramatiq.actor(broker=broker, queue_name="schedule", periodic=cron(schedule.sync), max_retries=0)
+def sync_active_users() -> None:
+    """Enqueue a sync for every user that is due and that the budgets can serve now."""
+    planner.tick("sync_active_users", ticks.scheduled_at(), send_tick)
+
+
+@dramatiq.actor(
+    broker=broker,
+    queue_name="schedule",
+    periodic=cron(schedule.refresh_tokens),
+    mutex=lambda: "refresh_integration_tokens",
+    max_retries=0,
+)
+def refresh_integration_tokens() -> None:
+    """Refresh the access tokens that expire soon, at every provider."""
+    Tokens(runtime()).refresh_expiring()
