@@ -32,6 +32,8 @@ from types import FrameType
 from urllib.parse import quote
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from lifelogger.errors import LifeloggerError, SettingsError
 from lifelogger.settings import Settings
@@ -185,9 +187,14 @@ def _socket_folder(var: Path) -> Path:
     return folder
 
 
+def _client(socket: Path, timeout: float) -> redis.Redis:
+    """A client that tries once: by default one tries again for seconds when nobody is there."""
+    return redis.Redis(unix_socket_path=str(socket), socket_timeout=timeout, retry=Retry(NoBackoff(), 0))
+
+
 def _answers(socket: Path) -> bool:
     try:
-        with redis.Redis(unix_socket_path=str(socket), socket_timeout=5) as client:
+        with _client(socket, timeout=5) as client:
             return bool(client.ping())
     except redis.RedisError:  # not there yet, or still loading its data
         return False
@@ -224,7 +231,7 @@ class _Keeper:
         """End the server of a keeper that was killed: it would not be watched, nor ended with its users."""
         if not _answers(self.socket):
             return
-        with redis.Redis(unix_socket_path=str(self.socket), socket_timeout=_START_SECONDS) as client:
+        with _client(self.socket, timeout=_START_SECONDS) as client:
             client.shutdown()
         deadline = time.monotonic() + _START_SECONDS
         while self.socket.exists():

@@ -14,6 +14,8 @@ from typing import Any
 
 import psycopg
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 NOBODY = 65534  # PostgreSQL refuses to run as root, so root's server runs as this user
 DEADLINE_SECONDS = 30
@@ -107,7 +109,8 @@ class RedisServer(Server):
         super().__init__("redis-")
         self.socket = self.folder / "s"
         self.url = f"unix://{self.socket}?db=0"
-        self.client: redis.Redis = redis.Redis.from_url(self.url)
+        # Tries once: by default a client tries again for seconds when nobody is there.
+        self.client: redis.Redis = redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0))
 
     def command(self) -> list[str | Path]:
         options = ["--port", "0", "--save", "", "--appendonly", "no", "--unixsocketperm", "700"]

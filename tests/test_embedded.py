@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from lifelogger import embedded
 from lifelogger.errors import LifeloggerError, SettingsError
@@ -125,7 +127,7 @@ def is_alive(pid: int) -> bool:
 
 def answers(url: str) -> bool:
     try:
-        with redis.Redis.from_url(url) as client:
+        with redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0)) as client:
             return bool(client.ping())
     except redis.ConnectionError:
         return False
