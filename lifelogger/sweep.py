@@ -1,0 +1,181 @@
+"""Reading one stream of a connection downwards, and remembering exactly how far.
+
+A *sweep* reads what is new since the last one, and a look-back before that for late uploads, edits
+and deletions; then some of the *backlog*, the span that was never read. A first import is nothing
+else: a backlog that goes back for years. Whatever ends a sweep (the budget, a dead worker, the end
+of the list), what is stored and what is written down agree, page by page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection as Database
+from sqlalchemy import func, select, update
+
+from lifelogger.errors import BadRecord
+from lifelogger.http import Http
+from lifelogger.providers import base
+from lifelogger.runtime import Runtime
+from lifelogger.store.models import Record, Stream
+from lifelogger.store.pages import Counts, Item, delete_missing, write_items
+
+READ_TO_THE_END_EVERY = timedelta(days=1)
+"""How long we believe that nothing older than the oldest record was uploaded since."""
+
+
+class Sweep:
+    """One stream's sweep: `read_fresh`, then `read_history`, each newest first.
+
+    The row's `cursor` is when the last sweep began, and its backlog the span [since, until) below
+    that which was never read. `fenced` raises in a transaction that must not write any more.
+    """
+
+    def __init__(
+        self,
+        rt: Runtime,
+        provider: base.Provider,
+        http: Http,
+        stream: base.Stream,
+        state: Any,
+        now: datetime,
+        fenced: Callable[[Database], None],
+    ) -> None:
+        self.rt, self.provider, self.http, self.fenced = rt, provider, http, fenced
+        self.stream, self.stream_id, self.connection_id = stream, state.id, state.connection_id
+        self.began_at, self.ended_at = now, state.ended_at
+        self.counts = Counts()
+        settings = rt.settings.sync
+        if state.cursor is None:
+            self.fresh_since = now - timedelta(days=settings.lookback_days)
+            self.backlog: tuple[datetime, datetime] | None = (
+                now - timedelta(days=settings.history_days),
+                self.fresh_since,
+            )
+        else:
+            # A clock that was set back must not make us read less than the look-back.
+            self.fresh_since = min(state.cursor, now) - timedelta(days=settings.lookback_days)
+            self.backlog = (state.backlog_since, state.backlog_until) if state.backlog_until else None
+        self.floor: datetime | None = None
+        self.pages: Iterator[base.Page] | None = None
+        self.upper: datetime | None = None
+        self.present: set[str] = set()
+        self.readable = True
+        self.since = self.fresh_since
+
+    def read_fresh(self) -> None:
+        """Read from the newest down to the look-back's start; further if the last page brings it."""
+        joined = self.backlog is not None and self.backlog[1] >= self.fresh_since
+        self.since = self.backlog[0] if joined and self.backlog else self.fresh_since
+        window = base.Window(self.since, None, None if joined else self._expect(), self._floor())
+        self._walk(window, down_to=self.fresh_since)
+
+    def read_history(self) -> None:
+        """Read some pages of the backlog; what is left stays written down."""
+        if self.backlog is None:
+            return
+        if self.pages is None:
+            self.since = self.backlog[0]
+            window = base.Window(self.backlog[0], self.backlog[1])
+            self._walk(window, most=self.rt.settings.sync.history_pages)
+        else:
+            self._go_on(None, self.rt.settings.sync.history_pages)
+
+    def _walk(self, window: base.Window, *, down_to: datetime | None = None, most: int | None = None) -> None:
+        self.pages = self.provider.pages(self.http, self.stream, window)
+        self.upper, self.present, self.readable = window.until, set(), True
+        self._go_on(down_to, most)
+
+    def _go_on(self, down_to: datetime | None, most: int | None) -> None:
+        """Take pages until `down_to` is reached, `most` were read, or there are no more."""
+        assert self.pages is not None
+        for read, page in enumerate(self.pages, 1):
+            self._store(page)
+            if down_to is not None and page.reached is not None and self.since < page.reached <= down_to:
+                return  # the fresh part is complete; the same walk goes on as history
+            if (
+                most is not None
+                and read >= most
+                and not (page.reached is not None and page.reached <= self.since)
+            ):
+                return
+        self.pages = None
+
+    def _store(self, page: base.Page) -> None:
+        """Commit one page with the cursor it earns, or nothing of it."""
+        now = self.rt.clock()
+        items = [self._item(raw) for raw in page.items]
+        self.present.update(item.external_id for item in items if item.external_id is not None)
+        # An item whose key cannot be read may be any of those that seem to be missing.
+        self.readable = self.readable and all(item.external_id is not None for item in items)
+        with self.rt.store.write() as db:
+            self.fenced(db)
+            counts = write_items(self.rt.store, db, self.connection_id, self.stream.name, items, now)
+            if page.reached is not None:
+                if self.readable:
+                    counts.deleted = delete_missing(
+                        db,
+                        self.connection_id,
+                        self.stream.name,
+                        since=page.reached,
+                        until=self.upper,
+                        present=self.present,
+                        now=now,
+                    )
+                self._advance(db, page.reached, page.end)
+        if page.reached is not None:
+            self.upper, self.present, self.readable = page.reached, set(), True
+        self.counts.add(counts)
+
+    def _item(self, raw: Any) -> Item:
+        try:
+            record = self.provider.record(self.stream, raw)
+        except BadRecord as bad:
+            return Item(self.provider.external_id(self.stream, raw), raw, reason=str(bad))
+        return Item(record.external_id, raw, record)
+
+    def _advance(self, db: Database, reached: datetime, end: bool) -> None:
+        """Write down what is known now: everything down to `reached`, and what is still to come."""
+        if end:
+            left: tuple[datetime, datetime] | None = None
+        elif reached > self.since:
+            lowest = min(self.since, self.backlog[0]) if self.backlog else self.since
+            left = (lowest, reached)
+        elif self.backlog and self.backlog[0] < reached:
+            left = (self.backlog[0], min(self.backlog[1], reached))
+        else:
+            left = None
+        values: dict[str, Any] = {
+            "cursor": self.began_at,
+            "backlog_since": left and left[0],
+            "backlog_until": left and left[1],
+        }
+        if end:
+            values["ended_at"] = self.began_at
+        db.execute(update(Stream).where(Stream.id == self.stream_id).values(values))
+        if end or reached <= self.since:
+            self.backlog = left
+
+    def _expect(self) -> int:
+        """How many records of the look-back we hold."""
+        with self.rt.store.read() as db:
+            query = select(func.count()).where(*self._mine(), Record.ordered_at >= self.fresh_since)
+            return db.scalar(query) or 0
+
+    def _floor(self) -> datetime | None:
+        """The oldest record, when the list was read to its end not long ago and nothing is older."""
+        ended, now = self.ended_at, self.began_at
+        if self.backlog or ended is None or not timedelta(0) <= now - ended < READ_TO_THE_END_EVERY:
+            return None
+        with self.rt.store.read() as db:
+            oldest = db.scalar(select(func.min(Record.ordered_at)).where(*self._mine()))
+        return oldest
+
+    def _mine(self) -> tuple[Any, ...]:
+        return (
+            Record.connection_id == self.connection_id,
+            Record.stream == self.stream.name,
+            Record.deleted_at.is_(None),
+        )
