@@ -83,19 +83,26 @@ def import_lines(rt: Runtime, lines: Iterable[str]) -> Imported:
             parsed = Line.model_validate_json(line)
         except ValidationError as error:
             faults += [
-                f"line {number}: {'.'.join(map(str, each['loc'])) or 'line'}: {each['msg']}" for each in error.errors()
+                f"line {number}: {'.'.join(map(str, each['loc'])) or 'line'}: {each['msg']}"
+                for each in error.errors()
             ]
             continue
         if parsed.provider not in rt.providers:
-            faults.append(f"line {number}: provider: {parsed.provider!r} is none of {', '.join(rt.providers)}")
+            faults.append(
+                f"line {number}: provider: {parsed.provider!r} is none of {', '.join(rt.providers)}"
+            )
         for place in places_of(parsed):
             if place in places:
-                faults.append(f"line {number}: {place[-1]} is connected to {place[0]} by line {places[place]} already")
+                faults.append(
+                    f"line {number}: {place[-1]} is connected to {place[0]} by line {places[place]} already"
+                )
             places.setdefault(place, number)
         wanted.append(parsed)
     if not faults:
         with rt.store.read() as db:
-            faults += [f"user {line.user_id}: {taken}" for line in wanted if (taken := owner_conflict(db, line))]
+            faults += [
+                f"user {line.user_id}: {taken}" for line in wanted if (taken := owner_conflict(db, line))
+            ]
     if faults:
         raise ImportRefused(faults)
     added = 0
@@ -134,7 +141,9 @@ def add_user(rt: Runtime, user_id: str) -> bool:
 
 
 def ensure_user(rt: Runtime, db: Database, user_id: str) -> bool:
-    statement = rt.store.insert(User.__table__).values(id=user_id, created_at=rt.clock()).on_conflict_do_nothing()
+    statement = (
+        rt.store.insert(User.__table__).values(id=user_id, created_at=rt.clock()).on_conflict_do_nothing()
+    )
     return bool(db.execute(statement).rowcount == 1)
 
 
@@ -150,7 +159,9 @@ def save(rt: Runtime, db: Database, line: Line) -> bool:
         "status_reason": None,
         "scopes": line.scopes or list(rt.providers[line.provider].scopes),
         "access_token": rt.vault.encrypt(line.access_token.get_secret_value()),
-        "refresh_token": rt.vault.encrypt(line.refresh_token.get_secret_value()) if line.refresh_token else None,
+        "refresh_token": rt.vault.encrypt(line.refresh_token.get_secret_value())
+        if line.refresh_token
+        else None,
         "token_expires_at": line.expires_at,
         "refreshing_until": None,
         "next_sync_at": now,
@@ -188,7 +199,12 @@ def note_news(rt: Runtime, user_id: str) -> int:
         noted = db.execute(update(Connection).where(*active).values(news_at=now)).rowcount
         db.execute(
             update(Connection)
-            .where(*active, Connection.wait_reason.is_(None), or_(Connection.next_sync_at > now), Connection.claimed_at.is_(None))
+            .where(
+                *active,
+                Connection.wait_reason.is_(None),
+                or_(Connection.next_sync_at > now),
+                Connection.claimed_at.is_(None),
+            )
             .values(next_sync_at=now)
         )
     return noted

@@ -110,7 +110,15 @@ class Http:
         self.requests += 1
         self.learned = self.learned or ticket.probe
         return exchange(
-            self.provider, self.budget, ticket, self.limits, self.clock, method, url, auth=Bearer(self._token), **content
+            self.provider,
+            self.budget,
+            ticket,
+            self.limits,
+            self.clock,
+            method,
+            url,
+            auth=Bearer(self._token),
+            **content,
         )
 
 
@@ -127,7 +135,11 @@ def call_token_endpoint(
 
     Returns whatever was answered with a 2xx or 4xx; raises `Wait` on anything that may pass.
     """
-    body = {"client_id": settings.client_id, "client_secret": settings.client_secret.get_secret_value(), **form}
+    body = {
+        "client_id": settings.client_id,
+        "client_secret": settings.client_secret.get_secret_value(),
+        **form,
+    }
     ticket = budget.take(pools)
     reply = exchange(provider, budget, ticket, limits, clock, "POST", settings.token_url, data=body)
     if reply.status == 429 or reply.status >= 500 or (reply.status < 300 and reply.broken):

@@ -57,7 +57,9 @@ def tick(
         if fired.rowcount != 1 and due_at is not None:
             return None
         users = claim(rt, db, allowances, now)
-        db.execute(update(Tick).where(Tick.name == name, Tick.due_at == (due_at or now)).values(planned=len(users)))
+        db.execute(
+            update(Tick).where(Tick.name == name, Tick.due_at == (due_at or now)).values(planned=len(users))
+        )
     for user_id in users:
         send(user_id)
     log.info("tick %s: %d users planned", name, len(users))
@@ -109,7 +111,9 @@ def allowance(rt: Runtime, provider: str, now: datetime) -> Allowance:
     return allowed(windows, now, period, settings.schedule.reserve, rt.providers[provider].poll_cost)
 
 
-def allowed(windows: Sequence[Window], now: datetime, period: timedelta, reserve: float, cost: int) -> Allowance:
+def allowed(
+    windows: Sequence[Window], now: datetime, period: timedelta, reserve: float, cost: int
+) -> Allowance:
     """How many polls of `cost` requests the windows allow, spread over the ticks that each still has.
 
     A window that nobody has counted yet allows one: its reply tells the rest.

@@ -1,18 +1,13 @@
 """The engine: one user's due connections, page by page, into the store.
 
-    begin ─▶ for each connection: sweep each stream, newest first ─▶ finish
-    (fence, journal)     request ─▶ page ─▶ store + cursor in one commit     (next_sync_at, journal)
-
-A *sweep* reads what is new since the last one, and a look-back before that for late uploads, edits
-and deletions. What it could not finish (the budget ended, the worker died, a first import is long)
-stays written down as the stream's backlog, and a later sync goes on there: there is no other state.
+begin ─▶ for each connection: sweep each stream, newest first ─▶ finish
+(fence, journal)     request ─▶ page ─▶ store + cursor in one commit     (next_sync_at, journal)
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -21,13 +16,14 @@ from sqlalchemy import Connection as Database
 from sqlalchemy import func, insert, or_, select, update
 
 from lifelogger import runtime as processwide
-from lifelogger.errors import BadRecord, LifeloggerError, LockLost, Refused, SignInAgain, Wait
+from lifelogger.errors import LifeloggerError, LockLost, Refused, SignInAgain, Wait
 from lifelogger.http import Http
 from lifelogger.mutex import Lock
 from lifelogger.providers import base
 from lifelogger.runtime import Runtime
-from lifelogger.store.models import Connection, Record, Stream, SyncRun
-from lifelogger.store.pages import Counts, Item, delete_missing, write_items
+from lifelogger.store.models import Connection, Stream, SyncRun
+from lifelogger.store.pages import Counts
+from lifelogger.sweep import Sweep
 from lifelogger.tokens import Tokens, needs_reauth
 
 log = logging.getLogger(__name__)
@@ -38,8 +34,6 @@ FIRST_RETRY = timedelta(minutes=1)
 LONGEST_RETRY = timedelta(hours=6)
 REFUSED_FOR = timedelta(days=1)
 """How long a stream that the provider refused is left alone before we ask again."""
-READ_TO_THE_END_EVERY = timedelta(days=1)
-"""How long we believe that nothing older than the oldest record was uploaded since."""
 
 
 @dataclass(slots=True)
@@ -81,7 +75,11 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
     Whoever wrote under an older number is refused from here on.
     """
     now = rt.clock()
-    mine = [Connection.user_id == user_id, Connection.status == "active", Connection.provider.in_(list(rt.enabled()))]
+    mine = [
+        Connection.user_id == user_id,
+        Connection.status == "active",
+        Connection.provider.in_(list(rt.enabled())),
+    ]
     due = or_(Connection.claimed_at.is_not(None), Connection.next_sync_at <= now)
     asked: dict[str, Any] = {}
     if trigger != "tick":
@@ -126,6 +124,7 @@ class ConnectionSync:
         self.settings = rt.settings.providers[row["provider"]]
         self.journal = Run(row["run_id"], row["id"], row["provider"])
         self.http: Http | None = None
+        self.sweeps: list[Sweep] = []
         self.off: list[str] = []
 
     def run(self) -> Run:
@@ -148,7 +147,10 @@ class ConnectionSync:
             until = self._back_off()
         except Exception as fault:  # one user's fault must neither stop the others nor be tried at every tick
             log.exception("connection %s: the sync failed", self.row["id"])
-            self.journal.outcome, self.journal.message = "failed", f"An unexpected {type(fault).__name__}: see the log."
+            self.journal.outcome, self.journal.message = (
+                "failed",
+                f"An unexpected {type(fault).__name__}: see the log.",
+            )
             until = self._back_off()
         self._finish(until)
         return self.journal
@@ -166,8 +168,10 @@ class ConnectionSync:
             lambda refused: tokens.refresh(connection_id, refused=refused),
             rt.clock,
         )
-        http.leave_share = rt.settings.schedule.reserve if self.trigger == "tick" and not self.row["news_at"] else 0.0
-        sweeps = self._open()
+        http.leave_share = (
+            rt.settings.schedule.reserve if self.trigger == "tick" and not self.row["news_at"] else 0.0
+        )
+        self.sweeps = sweeps = self._open(http)
         for sweep in sweeps:
             self._guarded(sweep, sweep.read_fresh)
         # History afterwards, with what the budget leaves after everybody's fresh data.
@@ -189,7 +193,7 @@ class ConnectionSync:
             self.off.append(f"{sweep.stream.name}: {refusal}")
             self._note(sweep.stream, str(refusal), self.rt.clock() + REFUSED_FOR)
 
-    def _open(self) -> list[Sweep]:
+    def _open(self, http: Http) -> list[Sweep]:
         """The sweeps of the streams that are on: their scope was granted, and nothing refused them lately."""
         granted, now = set(self.row["scopes"]), self.row["started_at"]
         with self.rt.store.read() as db:
@@ -207,12 +211,17 @@ class ConnectionSync:
             if reason:
                 self.off.append(f"{stream.name}: {reason}")
             else:
-                sweeps.append(Sweep(self, stream, state))
+                sweeps.append(Sweep(self.rt, self.provider, http, stream, state, now, self.fenced))
         return sweeps
 
     def _note(self, stream: base.Stream, reason: str | None, until: datetime | None = None) -> Any:
         """Write down whether a stream is on; returns its row."""
-        values = {"connection_id": self.row["id"], "name": stream.name, "off_reason": reason, "off_until": until}
+        values = {
+            "connection_id": self.row["id"],
+            "name": stream.name,
+            "off_reason": reason,
+            "off_until": until,
+        }
         statement = self.rt.store.insert(Stream.__table__).values(values)
         statement = statement.on_conflict_do_update(
             index_elements=["connection_id", "name"], set_={"off_reason": reason, "off_until": until}
@@ -242,6 +251,8 @@ class ConnectionSync:
         now, run = self.rt.clock(), self.journal
         run.requests = self.http.requests if self.http else 0
         run.learned = bool(self.http and self.http.learned)
+        for sweep in self.sweeps:
+            run.counts.add(sweep.counts)
         if self.off and not run.message:
             run.message = "Not read: " + "; ".join(self.off)
         interval = timedelta(seconds=self.rt.settings.sync.interval_seconds)
@@ -279,152 +290,10 @@ class ConnectionSync:
             )
 
 
-class Sweep:
-    """Reading one stream downwards: the fresh part, then the backlog, newest first.
-
-    `cursor` is when the last sweep began and `backlog` the span [since, until) below it that was
-    never read. After every page both are true of what is stored, so it can end at any page.
-    """
-
-    def __init__(self, sync: ConnectionSync, stream: base.Stream, state: Any) -> None:
-        self.sync, self.stream, self.state = sync, stream, state
-        settings = sync.rt.settings.sync
-        now = sync.row["started_at"]
-        if state.cursor is None:
-            self.fresh_since = now - timedelta(days=settings.lookback_days)
-            self.backlog: tuple[datetime, datetime] | None = (
-                now - timedelta(days=settings.history_days),
-                self.fresh_since,
-            )
-        else:
-            # A clock that was set back must not make us read less than the look-back.
-            self.fresh_since = min(state.cursor, now) - timedelta(days=settings.lookback_days)
-            self.backlog = (state.backlog_since, state.backlog_until) if state.backlog_until else None
-        self.floor: datetime | None = None
-        self.pages: Iterator[base.Page] | None = None
-        self.upper: datetime | None = None
-        self.present: set[str] = set()
-        self.readable = True
-        self.since = self.fresh_since
-
-    def read_fresh(self) -> None:
-        """Read from the newest down to the look-back's start; further if the last page brings it."""
-        joined = self.backlog is not None and self.backlog[1] >= self.fresh_since
-        self.since = self.backlog[0] if joined and self.backlog else self.fresh_since
-        window = base.Window(self.since, None, None if joined else self._expect(), self._floor())
-        self._walk(window, down_to=self.fresh_since)
-
-    def read_history(self) -> None:
-        """Read some pages of the backlog; what is left stays written down."""
-        if self.backlog is None:
-            return
-        if self.pages is None:
-            self.since = self.backlog[0]
-            window = base.Window(self.backlog[0], self.backlog[1])
-            self._walk(window, most=self.sync.rt.settings.sync.history_pages)
-        else:
-            self._go_on(None, self.sync.rt.settings.sync.history_pages)
-
-    def _walk(self, window: base.Window, *, down_to: datetime | None = None, most: int | None = None) -> None:
-        assert self.sync.http is not None
-        self.pages = self.sync.provider.pages(self.sync.http, self.stream, window)
-        self.upper, self.present, self.readable = window.until, set(), True
-        self._go_on(down_to, most)
-
-    def _go_on(self, down_to: datetime | None, most: int | None) -> None:
-        """Take pages until `down_to` is reached, `most` were read, or there are no more."""
-        assert self.pages is not None
-        read = 0
-        for page in self.pages:
-            self._store(page)
-            read += 1
-            if down_to is not None and page.reached is not None and self.since < page.reached <= down_to:
-                return  # the fresh part is complete; the same walk goes on as history
-            if most is not None and read >= most and not (page.reached is not None and page.reached <= self.since):
-                return
-        self.pages = None
-
-    def _store(self, page: base.Page) -> None:
-        """Commit one page with the cursor it earns, or nothing of it."""
-        sync, now = self.sync, self.sync.rt.clock()
-        items = [self._item(raw) for raw in page.items]
-        self.present.update(item.external_id for item in items if item.external_id is not None)
-        # An item whose key cannot be read may be any of those that seem to be missing.
-        self.readable = self.readable and all(item.external_id is not None for item in items)
-        with sync.rt.store.write() as db:
-            sync.fenced(db)
-            counts = write_items(sync.rt.store, db, sync.row["id"], self.stream.name, items, now)
-            if page.reached is not None:
-                if self.readable:
-                    counts.deleted = delete_missing(
-                        db,
-                        sync.row["id"],
-                        self.stream.name,
-                        since=page.reached,
-                        until=self.upper,
-                        present=self.present,
-                        now=now,
-                    )
-                self._advance(db, page.reached, page.end)
-        if page.reached is not None:
-            self.upper, self.present, self.readable = page.reached, set(), True
-        sync.journal.counts.add(counts)
-
-    def _item(self, raw: Any) -> Item:
-        try:
-            record = self.sync.provider.record(self.stream, raw)
-        except BadRecord as bad:
-            return Item(self.sync.provider.external_id(self.stream, raw), raw, reason=str(bad))
-        return Item(record.external_id, raw, record)
-
-    def _advance(self, db: Database, reached: datetime, end: bool) -> None:
-        """Write down what is known now: everything down to `reached`, and what is still to come."""
-        if end:
-            left: tuple[datetime, datetime] | None = None
-        elif reached > self.since:
-            lowest = min(self.since, self.backlog[0]) if self.backlog else self.since
-            left = (lowest, reached)
-        elif self.backlog and self.backlog[0] < reached:
-            left = (self.backlog[0], min(self.backlog[1], reached))
-        else:
-            left = None
-        values: dict[str, Any] = {
-            "cursor": self.sync.row["started_at"],
-            "backlog_since": left and left[0],
-            "backlog_until": left and left[1],
-        }
-        if end:
-            values["ended_at"] = self.sync.row["started_at"]
-        db.execute(update(Stream).where(Stream.id == self.state.id).values(values))
-        if end or reached <= self.since:
-            self.backlog = left
-
-    def _expect(self) -> int:
-        """How many records of the look-back we hold."""
-        with self.sync.rt.store.read() as db:
-            query = select(func.count()).where(*self._mine(), Record.ordered_at >= self.fresh_since)
-            return db.scalar(query) or 0
-
-    def _floor(self) -> datetime | None:
-        """The oldest record, when the list was read to its end not long ago and nothing is older."""
-        ended, now = self.state.ended_at, self.sync.row["started_at"]
-        if self.backlog or ended is None or not timedelta(0) <= now - ended < READ_TO_THE_END_EVERY:
-            return None
-        with self.sync.rt.store.read() as db:
-            oldest = db.scalar(select(func.min(Record.ordered_at)).where(*self._mine()))
-        return oldest
-
-    def _mine(self) -> tuple[Any, ...]:
-        return (
-            Record.connection_id == self.sync.row["id"],
-            Record.stream == self.stream.name,
-            Record.deleted_at.is_(None),
-        )
-
-
 def outstanding(rt: Runtime, provider: str) -> int:
     """How many claimed syncs of a provider have yet to send: history leaves them their requests."""
     with rt.store.read() as db:
-        claimed = select(func.count()).where(Connection.provider == provider, Connection.claimed_at.is_not(None))
+        claimed = select(func.count()).where(
+            Connection.provider == provider, Connection.claimed_at.is_not(None)
+        )
         return (db.scalar(claimed) or 0) * rt.providers[provider].poll_cost
-

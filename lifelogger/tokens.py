@@ -50,7 +50,9 @@ class Tokens:
         """A usable access token, refreshed first when it is about to expire."""
         with self.runtime.store.read() as db:
             row = db.execute(
-                select(Connection.access_token, Connection.token_expires_at).where(Connection.id == connection_id)
+                select(Connection.access_token, Connection.token_expires_at).where(
+                    Connection.id == connection_id
+                )
             ).one_or_none()
         if row is None:
             raise SignInAgain("the connection is gone")
@@ -58,7 +60,9 @@ class Tokens:
             return self.runtime.vault.decrypt(row.access_token)
         return self.refresh(connection_id, margin=NEARLY_EXPIRED)
 
-    def refresh(self, connection_id: int, *, margin: timedelta = NEARLY_EXPIRED, refused: str | None = None) -> str:
+    def refresh(
+        self, connection_id: int, *, margin: timedelta = NEARLY_EXPIRED, refused: str | None = None
+    ) -> str:
         """Return an access token good for longer than `margin`, asking the provider if need be.
 
         `refused` is a token that the provider just answered with 401: it counts as expired.
@@ -155,7 +159,7 @@ class Tokens:
         for attempt in range(1, WRITE_ATTEMPTS + 1):
             try:
                 if not self._commit(row, grant):
-                    # Signed in again, or encrypted with another key: the next attempt compares with the escrow.
+                    # Signed in again, or encrypted anew: the next attempt looks at the escrow.
                     raise Unavailable("its tokens were replaced while they were refreshed")
                 break
             except DBAPIError:
@@ -195,7 +199,9 @@ class Tokens:
         with self.runtime.store.write() as db:
             db.execute(
                 update(Connection)
-                .where(Connection.id == row.id, Connection.refresh_token.is_not_distinct_from(row.refresh_token))
+                .where(
+                    Connection.id == row.id, Connection.refresh_token.is_not_distinct_from(row.refresh_token)
+                )
                 .values(needs_reauth(reason, self.runtime.clock()))
             )
 

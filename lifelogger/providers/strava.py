@@ -178,7 +178,11 @@ class Strava(Provider):
 
     def external_id(self, stream: Stream, item: Json) -> str | None:
         value = item.get("id") if isinstance(item, dict) else None
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63 else None
+        return (
+            str(value)
+            if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
+            else None
+        )
 
     def pools(self, settings: Endpoints, connection_id: int, *, token: bool = False) -> tuple[Pool, ...]:
         """Reads spend from the read limits and the overall ones, token calls from the latter only."""
@@ -201,7 +205,9 @@ class Strava(Provider):
 
     def grantee(self, reply: Json) -> str | None:
         athlete = reply.get("athlete")
-        return str(athlete["id"]) if isinstance(athlete, dict) and isinstance(athlete.get("id"), int) else None
+        return (
+            str(athlete["id"]) if isinstance(athlete, dict) and isinstance(athlete.get("id"), int) else None
+        )
 
     def grant_is_dead(self, status: int, reply: Json) -> bool:
         """Strava answers a dead refresh token with a 400 of its own shape, not `invalid_grant`."""
@@ -209,7 +215,9 @@ class Strava(Provider):
             return True
         errors = reply.get("errors") if isinstance(reply, dict) else None
         return status == 400 and any(
-            isinstance(error, dict) and error.get("resource") == "RefreshToken" and error.get("code") == "invalid"
+            isinstance(error, dict)
+            and error.get("resource") == "RefreshToken"
+            and error.get("code") == "invalid"
             for error in (errors if isinstance(errors, list) else [])
         )
 
@@ -238,4 +246,8 @@ def epoch(moment: datetime) -> int:
 def counts(header: str | None) -> tuple[int, int] | None:
     """`"12,345"` as numbers; None when the header is missing or something else."""
     parts = (header or "").split(",")
-    return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(p.strip().isdecimal() for p in parts) else None
+    return (
+        (int(parts[0]), int(parts[1]))
+        if len(parts) == 2 and all(p.strip().isdecimal() for p in parts)
+        else None
+    )

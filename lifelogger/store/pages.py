@@ -30,7 +30,9 @@ class Item:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.raw, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(self.raw, sort_keys=True, separators=(",", ":")).encode()
+        ).hexdigest()
 
 
 @dataclass(slots=True)
@@ -53,7 +55,9 @@ def write_items(
     store: Store, db: Connection, connection_id: int, stream: str, items: Sequence[Item], now: datetime
 ) -> Counts:
     """Upsert what is new or changed by (connection, stream, external id); the rest is left alone."""
-    good = {item.record.external_id: item for item in items if item.record}  # of a doubled item the last counts
+    good = {
+        item.record.external_id: item for item in items if item.record
+    }  # of a doubled item the last counts
     known = digests(db, connection_id, stream, good)
     changed = [item for key, item in good.items() if known.get(key, "") != item.digest]
     rows = [
@@ -94,7 +98,7 @@ def digests(db: Connection, connection_id: int, stream: str, keys: Iterable[str]
             Record.stream == stream,
             Record.external_id.in_(wanted[start : start + 500]),
         )
-        found.update({key: digest for key, digest in db.execute(query)})
+        found.update((row.external_id, row.digest) for row in db.execute(query))
     return found
 
 

@@ -1,0 +1,89 @@
+"""The migrations and the models say the same, on both databases, with rows in the tables."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import insert, inspect, select
+
+from lifelogger.store import Store
+from lifelogger.store.migrate import FOLDER, downgrade, revisions, upgrade
+from lifelogger.store.models import Base, Connection, User
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def store(database_url: str) -> Any:
+    store = Store(database_url)
+    yield store
+    store.close()
+
+
+def test_head_equals_the_models(store: Store) -> None:
+    upgrade(store)
+
+    with store.read() as db:
+        context = MigrationContext.configure(db, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+        assert [name for name in inspect(db).get_table_names() if name != "alembic_version"] != []
+
+
+def test_down_and_up_again_with_rows(store: Store) -> None:
+    upgrade(store)
+    put_a_connection(store, "ann")
+    for revision in reversed(ordered_revisions()):
+        downgrade(store, previous(revision))
+    with store.read() as db:
+        assert [name for name in inspect(db).get_table_names() if name != "alembic_version"] == []
+
+    upgrade(store)
+    put_a_connection(store, "ann")
+
+    with store.read() as db:
+        assert db.scalars(select(Connection.user_id)).all() == ["ann"]
+
+
+def test_upgrading_twice_changes_nothing(store: Store) -> None:
+    upgrade(store)
+    put_a_connection(store, "ann")
+    upgrade(store)
+
+    current, newest = revisions(store)
+    assert current == newest is not None
+    with store.read() as db:
+        assert db.scalars(select(User.id)).all() == ["ann"]
+
+
+def ordered_revisions() -> list[str]:
+    scripts = ScriptDirectory(str(FOLDER))
+    return [script.revision for script in reversed(list(scripts.walk_revisions()))]
+
+
+def previous(revision: str) -> str:
+    down = ScriptDirectory(str(FOLDER)).get_revision(revision).down_revision
+    return str(down) if down else "base"
+
+
+def put_a_connection(store: Store, user_id: str) -> None:
+    with store.write() as db:
+        db.execute(insert(User).values(id=user_id, created_at=NOW))
+        db.execute(
+            insert(Connection).values(
+                user_id=user_id,
+                provider="strava",
+                status="active",
+                scopes=["read"],
+                access_token=b"sealed",
+                token_expires_at=NOW,
+                created_at=NOW,
+                updated_at=NOW,
+                fence=0,
+                failures=0,
+            )
+        )
