@@ -1,0 +1,146 @@
+"""The Dramatiq broker and its middleware, in one place.
+
+    from lifelogger.broker import broker
+
+makes it on first use from the settings, and starts the embedded Redis when none is named. With
+`LIFELOGGER_BROKER=stub` in the environment it is a `StubBroker` with the same middleware: messages stay in
+this process, and only locks need Redis. Without another one set before, it also becomes Dramatiq's global
+broker, so that `dramatiq actors` and `periodiq scheduler` find it; a host's own broker is left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import dramatiq
+import redis
+from dramatiq.broker import MessageProxy
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.middleware import CurrentMessage, SkipMessage, default_middleware
+from periodiq import PeriodiqMiddleware
+
+from lifelogger import embedded, runtime
+from lifelogger.errors import SettingsError
+from lifelogger.mutex import Mutex, MutexMiddleware, Taken
+from lifelogger.settings import Settings, get_settings
+
+KIND = "LIFELOGGER_BROKER"
+
+SKIP_DELAY_SECONDS = 840
+"""A tick picked up later than this is dropped. Periodiq's own 30 s drop ticks whenever workers are busy for
+half a minute, or restart; just below the usual 15 minutes, a late tick still fires and hardly meets the next
+one. Where ticks come more often, some fire together after an outage: the later ones find nothing due."""
+
+HEARTBEAT_TIMEOUT_MS = 60_000
+"""After this silence a worker counts as dead, and its messages go to others. Less would run more messages of
+workers that were only paused twice."""
+
+POLL_MS = 100
+"""How long an idle worker waits at most before it looks for a message: a job then waits 0.05 s on average,
+for 4 % of a core. At Dramatiq's 1000 ms it waits 0.25 s, and 0.84 s at worst."""
+
+POLL_VARIABLE = "dramatiq_worker_timeout"
+
+broker: dramatiq.Broker
+"""The broker of this process."""
+
+_making = threading.Lock()
+
+
+def __getattr__(name: str) -> Any:
+    if name != "broker":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with _making:
+        if name not in globals():
+            globals()[name] = _claim(make_broker(get_settings(), stub=_stub_wanted()))
+    return globals()[name]
+
+
+def make_broker(
+    settings: Settings, *, stub: bool = False, mutex: Callable[[], Mutex] | None = None
+) -> dramatiq.Broker:
+    """A broker on the Redis of `settings`, or one in this process's memory (`stub`).
+
+    `mutex` is asked for when the first lock is needed; by default it is that of this process.
+    """
+    logging.getLogger("dramatiq.worker.WorkerThread").addFilter(_quiet_skips)
+    middleware: list[dramatiq.Middleware] = [each() for each in default_middleware]
+    middleware += [
+        PollOften(),
+        Ticks(skip_delay=SKIP_DELAY_SECONDS),
+        CurrentMessage(),
+        MutexMiddleware(mutex or get_mutex),
+    ]
+    if stub:
+        return StubBroker(middleware=middleware)
+    url = embedded.redis_url(settings)
+    return RedisBroker(  # type: ignore[no-untyped-call]
+        client=redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5),
+        namespace=settings.redis.prefix,
+        heartbeat_timeout=HEARTBEAT_TIMEOUT_MS,
+        middleware=middleware,
+    )
+
+
+def get_mutex() -> Mutex:
+    """The locks of this process, as its runtime has them: what an actor's message locked, its code holds."""
+    return runtime.runtime().mutex
+
+
+class LateTick(SkipMessage):
+    """The message was skipped: it is a tick that came too late."""
+
+
+class Ticks(PeriodiqMiddleware):  # type: ignore[misc]  # Periodiq has no types
+    """Periodiq's middleware, whose skips can be told from those of others."""
+
+    def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+        try:
+            super().before_process_message(broker, message)
+        except SkipMessage as skip:
+            raise LateTick(*skip.args) from None
+
+
+class PollOften(dramatiq.Middleware):
+    """Makes idle workers look for messages every `POLL_MS`.
+
+    Dramatiq has no option for it, and reads the environment variable while it is imported, which its command
+    does before it imports us. A variable that is set wins. The prefetch stays at Dramatiq's two messages a
+    thread: one costs a third of the throughput.
+    """
+
+    def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        if POLL_VARIABLE not in os.environ:
+            worker.worker_timeout = min(worker.worker_timeout, POLL_MS)
+
+
+class QuietSkips(logging.Filter):
+    """Keeps Dramatiq's warning about each skipped message to the skips that are not everyday business.
+
+    The warning does not say why the message was skipped; it is written while that exception is handled.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not isinstance(sys.exception(), (Taken, LateTick))
+
+
+_quiet_skips = QuietSkips()
+
+
+def _stub_wanted() -> bool:
+    kind = os.environ.get(KIND, "")
+    if kind not in ("", "redis", "stub"):
+        raise SettingsError(f"{KIND} = {kind!r}: must be redis (or empty), or stub")
+    return kind == "stub"
+
+
+def _claim(made: dramatiq.Broker) -> dramatiq.Broker:
+    if dramatiq.broker.global_broker is None:
+        dramatiq.set_broker(made)
+    return made
