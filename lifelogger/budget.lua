@@ -2,7 +2,9 @@
 --
 -- KEYS[i] is the root of the i-th pool's keys, ARGV[1] the call as JSON; the answer is JSON. Beneath a root lie
 --   :meta                     a hash: since, run, low, high, closed, limit:SECONDS, opened:SECONDS
---   :flight, :untold          sorted sets of tickets by the end of their lease
+--   :flight                   a sorted set: tickets by the end of their lease
+--   :untold                   the same of requests that ended without telling the count: by the end of the lease if
+--                             there was no answer, else by when the answer came
 --   :SECONDS:START            the count of the window that begins at START
 --   :SECONDS:START:told       a hash: most, taken (what replies said of it)
 -- Instants are epoch seconds: of a window on the provider's clock, all others on ours.
@@ -89,6 +91,12 @@ local function window(pool, limit, number)
     w.unknown = (tonumber(redis.call('HGET', w.key .. ':told', 'taken')) or 0) < since
   end
   return w
+end
+
+-- Requests that may be counted in the window although no reply said so: out now, or ended since it opened.
+local function others(pool, w)
+  local opened = stamp(w.start - pool.high)
+  return redis.call('ZCOUNT', pool.flight, opened, '+inf') + redis.call('ZCOUNT', pool.untold, opened, '+inf')
 end
 
 local function keep(pool, w, count)
@@ -187,12 +195,10 @@ function verbs.settle()
 
     local told = pool.used ~= nil
     if told then
-      -- From here on: those that may have been counted after this reply was written. An entry outlives its lease
-      -- by another one, so that no reply on its way is older than the end of a request that is forgotten.
+      -- An entry outlives its end by a lease: so no reply on its way is older than what is forgotten.
       redis.call('ZREMRANGEBYSCORE', pool.flight, '-inf', stamp(now - call.lease))
       redis.call('ZREMRANGEBYSCORE', pool.untold, '-inf', stamp(now - call.lease))
       redis.call('ZREM', pool.flight, call.id)
-      local others = redis.call('ZCARD', pool.flight) + redis.call('ZCARD', pool.untold)
       for j, limit in ipairs(pool.limits) do
         local used = pool.used[j]
         pool.meta['limit:' .. limit.seconds] = math.max(1, pool.reported[j])
@@ -203,7 +209,8 @@ function verbs.settle()
         local sure = not late and taken >= tonumber(pool.meta.since) and last < w.stop
         local before = redis.call('HMGET', w.key .. ':told', 'most', 'taken')
         local most = math.max(used, tonumber(before[1]) or 0)
-        if w.count < most or (sure and w.count > most + others) then w.count = most + others end
+        local highest = most + others(pool, w)
+        if w.count < most or (sure and w.count > highest) then w.count = highest end
         redis.call('HSET', w.key .. ':told', 'most', most)
         if sure then
           redis.call('HSET', w.key .. ':told', 'taken', stamp(math.max(taken, tonumber(before[2]) or 0)))
@@ -218,7 +225,7 @@ function verbs.settle()
     end
     redis.call('ZREM', pool.flight, call.id)
     if ends and not told and (pool.reports or not call.answered) then
-      redis.call('ZADD', pool.untold, stamp(ends), call.id)
+      redis.call('ZADD', pool.untold, stamp(call.answered and now or ends), call.id)
       redis.call('EXPIRE', pool.untold, math.ceil(2 * call.lease))
     end
   end
