@@ -304,8 +304,8 @@ class MutexMiddleware(dramatiq.Middleware):
 
     The actor option `mutex` is a callable of the actor's arguments that returns the key, or None for a
     message that needs no lock. Add this middleware last: then what another one skips never takes a lock, and
-    the lock is free again before others act on the outcome. `mutex` is called whenever it is needed, never
-    before the first message.
+    the lock is free again before others act on the outcome. `mutex` returns the same one whenever it is
+    called, for the first time when a worker boots.
 
     Which hooks run: `after_process_message` after an actor's return, after whatever it raised (`Shutdown` and
     `TimeLimitExceeded` too) and after an error in a `before` hook; `after_skip_message` after a skip by us or
@@ -328,6 +328,9 @@ class MutexMiddleware(dramatiq.Middleware):
         option = actor.options.get("mutex")
         if option is not None and not callable(option):
             raise CannotLock(f"{actor.actor_name}: the option mutex must be a callable, not {option!r}")
+
+    def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        self._mutex()  # made before there are threads, which could make two of it
 
     def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
         option = self._option(broker, message)

@@ -1,0 +1,195 @@
+"""The broker: which one, with what middleware, and how the real commands find it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.broker import MessageProxy
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.cli import import_broker
+from dramatiq.middleware import CurrentMessage, SkipMessage
+
+import lifelogger.broker
+from lifelogger.broker import PollOften, make_broker
+from lifelogger.errors import SettingsError
+from lifelogger.mutex import Mutex, MutexMiddleware
+from lifelogger.settings import Settings
+from tests.processes import scheduler, worker
+
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture
+def settings(settings_env: MakeSettings, redis_url: str) -> Settings:
+    return settings_env(redis={"url": redis_url, "prefix": "mine"})
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def mutex(client: redis.Redis) -> Mutex:
+    return Mutex(client, prefix="mine")
+
+
+@pytest.fixture
+def stub(settings: Settings, mutex: Mutex) -> StubBroker:
+    broker = make_broker(settings, stub=True, mutex=lambda: mutex)
+    assert isinstance(broker, StubBroker)
+    return broker
+
+
+@pytest.fixture
+def no_broker_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process: no broker was made or set, and none of this test's stays."""
+    monkeypatch.delitem(vars(lifelogger.broker), "broker", raising=False)
+    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
+
+
+@contextmanager
+def running(broker: dramatiq.Broker) -> Iterator[dramatiq.Worker]:
+    worker = dramatiq.Worker(broker, worker_threads=2)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+
+
+def test_it_is_on_the_redis_of_the_settings_under_their_prefix(
+    settings: Settings, client: redis.Redis, mutex: Mutex
+) -> None:
+    broker = make_broker(settings, mutex=lambda: mutex)
+    assert isinstance(broker, RedisBroker)
+    seen = []
+
+    @dramatiq.actor(broker=broker, mutex=lambda user: user)
+    def work(user: str) -> None:
+        seen.append((user, client.exists("mine:lock:ann")))
+
+    work.send("ann")
+    assert client.llen("mine:default") == 1
+    with running(broker):
+        broker.join("default", timeout=10_000)
+
+    assert seen == [("ann", 1)]
+    assert all(key.startswith(b"mine:") for key in client.scan_iter())
+
+
+def test_both_kinds_have_the_same_middleware_and_the_lock_comes_last(
+    settings: Settings, stub: StubBroker
+) -> None:
+    kinds = [type(each) for each in make_broker(settings).middleware]
+    assert kinds == [type(each) for each in stub.middleware]
+    assert kinds[-1] is MutexMiddleware
+    assert CurrentMessage in kinds
+    assert "Prometheus" not in [kind.__name__ for kind in kinds]
+    assert {"mutex", "periodic", "max_retries", "time_limit"} <= stub.actor_options
+
+
+def test_the_module_makes_one_on_first_use(
+    no_broker_yet: None, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    from lifelogger.broker import broker
+
+    assert isinstance(broker, RedisBroker)
+    assert lifelogger.broker.broker is broker
+    assert dramatiq.get_broker() is broker, "`dramatiq actors` looks there"
+    assert import_broker("lifelogger.broker:broker")[1] is broker
+    with pytest.raises(AttributeError, match="brokr"):
+        _ = lifelogger.broker.brokr
+
+
+def test_a_hosts_own_broker_is_left_alone(no_broker_yet: None, settings: Settings) -> None:
+    host = StubBroker()
+    dramatiq.set_broker(host)
+
+    assert isinstance(lifelogger.broker.broker, RedisBroker)
+    assert dramatiq.get_broker() is host
+
+
+def test_the_environment_asks_for_a_stub(
+    no_broker_yet: None, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> None:
+    monkeypatch.setenv("LIFELOGGER_BROKER", "stubb")
+    with pytest.raises(SettingsError, match="LIFELOGGER_BROKER = 'stubb': must be redis"):
+        _ = lifelogger.broker.broker
+    monkeypatch.setenv("LIFELOGGER_BROKER", "stub")
+    assert isinstance(lifelogger.broker.broker, StubBroker)
+
+
+def test_idle_workers_look_often_unless_told_otherwise(
+    stub: StubBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("dramatiq_worker_timeout", raising=False)
+    with running(stub) as worker:
+        assert worker.worker_timeout == 100
+        assert worker.queue_prefetch == 2 * worker.worker_threads
+
+    monkeypatch.setenv("dramatiq_worker_timeout", "700")
+    told = dramatiq.Worker(stub, worker_timeout=700)
+    PollOften().before_worker_boot(stub, told)
+    assert told.worker_timeout == 700
+
+
+@pytest.mark.parametrize(("minutes_late", "fires"), [(13, 1), (15, 0)])
+def test_a_tick_may_be_late_but_not_as_late_as_the_next(
+    stub: StubBroker, caplog: pytest.LogCaptureFixture, minutes_late: int, fires: int
+) -> None:
+    runs = []
+
+    @dramatiq.actor(broker=stub, periodic="a cron, for Periodiq's scheduler only")
+    def tick() -> None:
+        runs.append(1)
+
+    with running(stub):
+        scheduled_at = datetime.now(UTC) - timedelta(minutes=minutes_late)
+        tick.send_with_options(scheduled_at=scheduled_at.isoformat())
+        stub.join("default", timeout=10_000)
+
+    assert len(runs) == fires
+    assert "was skipped" not in caplog.text
+
+
+class Reluctant(dramatiq.Middleware):
+    def before_process_message(self, broker: dramatiq.Broker, message: MessageProxy) -> None:
+        raise SkipMessage("not today")
+
+
+def test_only_everyday_skips_are_quiet(
+    stub: StubBroker, mutex: Mutex, caplog: pytest.LogCaptureFixture
+) -> None:
+    @dramatiq.actor(broker=stub, mutex=lambda: "a")
+    def work() -> None:
+        raise AssertionError("it is locked")
+
+    caplog.set_level(logging.INFO)
+    with mutex.hold("a"), running(stub):
+        work.send()
+        stub.join("default", timeout=10_000)
+    assert mutex.skips() == {"work": 1}
+    assert "was skipped" not in caplog.text
+
+    stub.add_middleware(Reluctant())
+    with running(stub):
+        work.send()
+        stub.join("default", timeout=10_000)
+    assert "Message work() was skipped." in caplog.text
+
+
+def test_the_real_commands_find_it(settings: Settings, client: redis.Redis) -> None:
+    """`periodiq` by the broker's name sends a tick, `dramatiq` by the module of its actors runs it."""
+    clock = scheduler("lifelogger.broker:broker", "tests.broker_actors")
+    with clock, worker("tests.broker_actors") as command:
+        command.wait_until(lambda: client.llen("ticks"), "the tick to run")
+        assert command.stop() == 0
