@@ -36,7 +36,6 @@ local function open(i)
   for at = 1, #fields, 2 do pool.meta[fields[at]] = fields[at + 1] end
   if pool.meta.run ~= server then
     pool.meta.run, pool.meta.since = server, stamp(now)
-    pool.meta.low, pool.meta.high = nil, nil  -- they compared the provider's clock with another machine's
   end
   pool.low = pool.meta.low and pool.meta.low - SLACK or -UNSURE
   pool.high = pool.meta.high and pool.meta.high + SLACK or UNSURE
@@ -71,12 +70,16 @@ local function pending(pool)
   return flying(pool) + redis.call('ZCOUNT', pool.untold, '(' .. stamp(now), '+inf')
 end
 
+local function name(pool, limit, number)
+  return string.format('%s:%d:%d', pool.root, limit.seconds, number * limit.seconds)
+end
+
 -- The window of `limit` with this number. One without a counter begins with what is pending.
 local function window(pool, limit, number)
   local start = number * limit.seconds
   local w = {
     seconds = limit.seconds, start = start, stop = start + limit.seconds,
-    key = string.format('%s:%d:%d', pool.root, limit.seconds, start),
+    key = name(pool, limit, number),
     opened = 'opened:' .. limit.seconds,
     limit = tonumber(pool.meta['limit:' .. limit.seconds]) or limit.amount,
   }
@@ -87,7 +90,7 @@ local function window(pool, limit, number)
   end
   w.count = w.count or pending(pool)
   local since = tonumber(pool.meta.since)
-  if pool.reports and start - pool.high < since then
+  if pool.reports and (not pool.meta.low or start - pool.high < since) then
     w.unknown = (tonumber(redis.call('HGET', w.key .. ':told', 'taken')) or 0) < since
   end
   return w
@@ -114,6 +117,43 @@ local function current(pool, visit)
       visit(window(pool, limit, number), j)
     end
   end
+end
+
+-- Begin afresh with windows that cannot have opened yet: they were counted when more seemed possible.
+local function unopen(pool)
+  for _, limit in ipairs(pool.limits) do
+    local last = math.floor((now + pool.high) / limit.seconds)
+    local opened = (tonumber(pool.meta['opened:' .. limit.seconds]) or 0) / limit.seconds
+    if opened > last then
+      -- Those further on expire before they open.
+      for number = last + 1, math.min(opened, last + 2 + math.ceil(2 * call.lease / limit.seconds)) do
+        redis.call('DEL', name(pool, limit, number), name(pool, limit, number) .. ':told')
+      end
+      pool.meta['opened:' .. limit.seconds] = nil
+    end
+  end
+end
+
+-- Learn from a reply that the provider's clock is `low` to `high` seconds ahead of ours.
+local function compare(pool, low, high)
+  local before = {low = pool.low, high = pool.high}
+  local earliest, latest = tonumber(pool.meta.low) or -UNSURE, tonumber(pool.meta.high) or UNSURE
+  local agree = math.max(low, earliest) <= math.min(high, latest)
+  if agree then low, high = math.max(low, earliest), math.min(high, latest) end
+  pool.meta.low, pool.meta.high = stamp(low), stamp(high)
+  pool.low, pool.high = low - SLACK, high + SLACK
+  unopen(pool)
+  if agree then return end
+  -- One of the clocks is not what we took it for. What was counted in windows cut by it lies in others: in each at
+  -- most what those had that overlap with it.
+  current(pool, function(w, j)
+    local limit, count = pool.limits[j], 0
+    local first = math.floor((w.start - pool.high + before.low) / limit.seconds)
+    for number = first, math.floor((now + before.high) / limit.seconds) do
+      count = count + (tonumber(redis.call('GET', name(pool, limit, number))) or 0)
+    end
+    keep(pool, w, math.max(w.count, count))
+  end)
 end
 
 local verbs = {}
@@ -175,14 +215,8 @@ function verbs.settle()
     local late = not ends or ends <= now
 
     -- `date` is whole seconds, cut off. The reply was dated after the request was sent and before it arrived.
-    local low, high = call.date and call.date - now, call.date and call.date + 1 - taken
-    if call.date and not late and low <= high then
-      local before, behind = tonumber(pool.meta.low), tonumber(pool.meta.high)
-      if before and math.max(low, before) <= math.min(high, behind) then
-        low, high = math.max(low, before), math.min(high, behind)
-      end
-      pool.meta.low, pool.meta.high = stamp(low), stamp(high)
-      pool.low, pool.high = low - SLACK, high + SLACK
+    if call.date and not late and taken < now + 1 then
+      compare(pool, call.date - now, call.date + 1 - taken)
     end
 
     -- A window that opened meanwhile counts this request too. One whose ticket Redis lost is counted anew.

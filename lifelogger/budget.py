@@ -24,14 +24,16 @@ How it counts:
   have been counted after that reply was written, the truth lies between `most` and `most + others`, whatever
   the order in which replies arrive. A count outside is set to `most + others`: below, because others spend
   from the same budget; above, because a request was never counted. A count between stays.
-- A count is **unknown** when it was lost, or when the window was open before counting began: Redis is new,
-  was emptied, was restarted or failed over (an old snapshot looks like a count), or evicted the counter.
-  Then one request at a time goes out (`Ticket.probe`) until a reply tells; all others get `CountUnknown`.
-  Where replies do not report, what we counted is all there is to know.
+- A count is **unknown** when it was lost, or when the window may have been open before counting began:
+  Redis is new, was emptied, was restarted or failed over (an old snapshot looks like a count), or evicted
+  the counter; or no reply has told the provider's time yet. Then one request at a time goes out
+  (`Ticket.probe`) until a reply tells; all others get `CountUnknown`. Where replies do not report, what we
+  counted is all there is to know.
 - A 429 closes what it shows as spent; if it shows nothing, its pools until it says, or else to the end of
   their shortest window.
 
-What nobody can promise: a request of another program that arrives between a reply and our next request.
+What nobody can promise: that a probe does not find the window spent, and that no other program sends
+between a reply and our next request.
 """
 
 from __future__ import annotations

@@ -62,16 +62,23 @@ class Provider:
     def __init__(self, *windows: tuple[int, int], clock: Clock) -> None:
         self.windows, self.clock = windows, clock
         self.counts: dict[int, Counter[int]] = {seconds: Counter() for seconds, _ in windows}
+        self.excused: Counter[tuple[int, int]] = Counter()
         self.total = 0
         self._lock = threading.Lock()
 
-    def request(self) -> Usage:
-        """Count one request; return what the reply's headers would say."""
+    def request(self, probe: bool = False) -> Usage:
+        """Count one request; return what the reply's headers would say.
+
+        A probe may be one too many: that is how one learns it.
+        """
         with self._lock:
             self.total += 1
             now = int(self.clock() + self.clock.ahead.total_seconds())
-            for seconds, _ in self.windows:
-                self.counts[seconds][now - now % seconds] += 1
+            for seconds, limit in self.windows:
+                start = now - now % seconds
+                self.counts[seconds][start] += 1
+                if probe and self.counts[seconds][start] > limit:
+                    self.excused[seconds, start] += 1
             return Usage(
                 tuple(limit for _, limit in self.windows),
                 tuple(self.counts[seconds][now - now % seconds] for seconds, _ in self.windows),
@@ -83,7 +90,7 @@ class Provider:
             (seconds, start): number
             for seconds, limit in self.windows
             for start, number in self.counts[seconds].items()
-            if number > limit
+            if number - self.excused[seconds, start] > limit
         }
 
 
