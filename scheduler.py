@@ -5,11 +5,11 @@ a tick fires once.
 """
 
 import dramatiq
-from lifelogger.broker import broker
 from periodiq import cron
 
 from actors.sync import send_tick
 from lifelogger import planner, ticks
+from lifelogger.broker import broker
 from lifelogger.runtime import runtime
 from lifelogger.settings import get_settings
 from lifelogger.tokens import Tokens

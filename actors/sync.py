@@ -1,11 +1,11 @@
 """Sync actors. One message, one user; what a sync does is in `lifelogger.sync`."""
 
 import dramatiq
-from lifelogger.broker import broker
-from lifelogger.mutex import Locked
 
 from lifelogger import planner, sync
+from lifelogger.broker import broker
 from lifelogger.errors import LockLost
+from lifelogger.mutex import Locked
 
 
 @dramatiq.actor(

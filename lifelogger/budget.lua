@@ -156,6 +156,19 @@ local function compare(pool, low, high)
   end)
 end
 
+-- How many requests background work leaves in the window: `leave_share` of it, and with `pace` (seconds between two
+-- rounds of it) what belongs to the time that is still to come. Second: when one more fits.
+local function held(pool, w)
+  local leave, opens = math.floor(call.leave_share * w.limit), w.opens
+  if call.pace then
+    local elapsed = now + pool.low - w.start
+    local spendable = (1 - call.leave_share) * w.limit
+    opens = math.min(opens, w.start - pool.low + (w.count + 1) * w.seconds / spendable - call.pace)
+    leave = w.limit - spendable * math.min(1, (elapsed + call.pace) / w.seconds) - 0.000001  -- of rounding
+  end
+  return math.max(call.leave, leave), math.max(opens, now)
+end
+
 local verbs = {}
 
 function verbs.take()
@@ -180,10 +193,11 @@ function verbs.take()
     current(pool, function(w, j)
       charged[#charged + 1] = {pool, w}
       local left = w.limit - w.count - 1
+      local leave, opens = held(pool, w)
       if left < 0 then
         refuse(i, 'spent', w.opens, w, j)
-      elseif left < math.max(call.leave, math.floor(call.leave_share * w.limit)) then
-        refuse(i, 'held', w.opens, w, j)
+      elseif left < leave then
+        refuse(i, 'held', opens, w, j)
       elseif w.unknown and probing(pool) > 0 then
         refuse(i, 'unknown', now)
       end

@@ -136,16 +136,20 @@ class Budget:
         )
         self._storage = _Storage(url, connection_pool=connections, key_prefix=f"{prefix}:budget")
 
-    def take(self, pools: Sequence[Pool], *, leave: float = 0, leave_share: float = 0) -> Ticket:
+    def take(
+        self, pools: Sequence[Pool], *, leave: float = 0, leave_share: float = 0, pace: float | None = None
+    ) -> Ticket:
         """Charge one request to every window of `pools`.
 
         `leave` requests, or this share of each window's limit (0 to 1) if that is more, must remain
-        afterwards: what background work keeps free for others. Raises `BudgetSpent`, or `CountUnknown`,
+        afterwards: what background work keeps free for others. With `pace` (the seconds between two rounds of
+        that work) the rest is spread evenly over each window: of half a day half may be spent, and one
+        round's worth ahead. Raises `BudgetSpent`, or `CountUnknown`,
         having charged nothing; its `until` is when the last of the windows that refuse has opened.
         Raises `Unavailable` when Redis cannot count: then nothing may be sent.
         """
         id = uuid.uuid4().hex
-        reply = self._call("take", pools, id=id, leave=leave, leave_share=leave_share)
+        reply = self._call("take", pools, id=id, leave=leave, leave_share=leave_share, pace=pace)
         if "refusal" in reply:
             raise _refusal(reply["refusal"], pools, _instant(reply["now"]))
         return Ticket(tuple(pools), float(reply["taken"]), reply["probe"], id)

@@ -9,26 +9,34 @@ to Redis.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, NoReturn
 from urllib.parse import urljoin, urlsplit
 
 import requests
+import urllib3
 
 from lifelogger.budget import Budget, Ticket
 from lifelogger.errors import BudgetSpent, LifeloggerError, Refused, SignInAgain, Unavailable
 from lifelogger.providers.base import Json, Pool, Provider
-from lifelogger.settings import HttpSettings, ProviderSettings
+from lifelogger.settings import Http as HttpLimits
+from lifelogger.settings import ProviderSettings
+
+log = logging.getLogger(__name__)
 
 MOST_REDIRECTS = 3
 CHUNK = 65536
+LONGEST_WAIT = timedelta(days=1)
+"""However far in the future a provider wants to be asked again, we try after this."""
 
 
 class Unauthorised(LifeloggerError):
@@ -44,6 +52,8 @@ class Reply:
     body: Json
     broken: str | None = None
     """Why the body could not be read, when it could not."""
+    retry_at: datetime | None = None
+    """When to ask again, of a refusal that told it or whose budget tells it."""
 
 
 class Http:
@@ -53,7 +63,7 @@ class Http:
         self,
         provider: Provider,
         settings: ProviderSettings,
-        limits: HttpSettings,
+        limits: HttpLimits,
         budget: Budget,
         connection_id: int,
         token: str,
@@ -72,6 +82,8 @@ class Http:
         """Whether one of them told a count that nobody knew: others may go now."""
         self.leave, self.leave_share = 0, 0.0
         """What a request must leave of the budget for others: a number, and a share of each window."""
+        self.pace: float | None = None
+        """Set for work that can wait: see `Budget.take`."""
         self._token = token
         self._renew = renew
 
@@ -106,7 +118,7 @@ class Http:
         raise Unavailable(f"{self.provider.title} redirects {path} without end")
 
     def _send(self, method: str, url: str, **content: Any) -> Reply:
-        ticket = self.budget.take(self.pools, leave=self.leave, leave_share=self.leave_share)
+        ticket = self.budget.take(self.pools, leave=self.leave, leave_share=self.leave_share, pace=self.pace)
         self.requests += 1
         self.learned = self.learned or ticket.probe
         return exchange(
@@ -125,7 +137,7 @@ class Http:
 def call_token_endpoint(
     provider: Provider,
     settings: ProviderSettings,
-    limits: HttpSettings,
+    limits: HttpLimits,
     budget: Budget,
     clock: Callable[[], datetime],
     pools: tuple[Pool, ...],
@@ -151,7 +163,7 @@ def exchange(
     provider: Provider,
     budget: Budget,
     ticket: Ticket,
-    limits: HttpSettings,
+    limits: HttpLimits,
     clock: Callable[[], datetime],
     method: str,
     url: str,
@@ -176,31 +188,41 @@ def exchange(
     except requests.RequestException:
         failure = f"{provider.title} could not be reached, or broke the connection"
     if failure is not None:
-        budget.settle(ticket, answered=False)
+        with contextlib.suppress(
+            Unavailable
+        ):  # the ticket then stays in flight, as it does without an answer
+            budget.settle(ticket, answered=False)
         raise Unavailable(failure)
-    now = clock()
+    now, limited = clock(), status == 429
     retry_at = provider.retry_at(headers, now) if status in (429, 503) else None
-    budget.settle(
-        ticket,
-        usage=provider.usage(headers),
-        date=date_of(headers),
-        limited=status == 429,
-        retry_at=retry_at if status == 429 else None,
-    )
-    return Reply(status, headers, body, broken)
+    if retry_at is not None:
+        retry_at = min(retry_at, now + LONGEST_WAIT)
+    try:
+        closed_until = budget.settle(
+            ticket,
+            usage=provider.usage(headers),
+            date=date_of(headers),
+            limited=limited,
+            retry_at=retry_at if limited else None,
+        )
+    except Unavailable as trouble:  # the reply may hold tokens that come only once: it is not lost for that
+        log.warning("%s: a reply was not told to the budget: %s", provider.title, trouble)
+        closed_until = None
+    return Reply(status, headers, body, broken, closed_until or retry_at)
 
 
 def read_json(response: requests.Response, deadline: float, most: int) -> tuple[Json, str | None]:
     """The parsed body, or why there is none. Reads at most `most` bytes, until `deadline`."""
     received = bytearray()
     try:
-        for chunk in response.iter_content(CHUNK):
+        # Whatever has come, not full chunks: a body that trickles in must not outlast the deadline.
+        while chunk := response.raw.read1(CHUNK, decode_content=True):
             received += chunk
             if len(received) > most:
                 return None, f"its answer is larger than {most} bytes"
             if time.monotonic() > deadline:
                 return None, "its answer took too long"
-    except requests.RequestException:
+    except (urllib3.exceptions.HTTPError, OSError):
         return None, "its answer broke off"
     try:
         return json.loads(received, parse_constant=refuse_constant), None
@@ -222,9 +244,9 @@ def accepted(title: str, what: str, reply: Reply) -> Json:
     if status == 401:
         raise Unauthorised(f"{title}: {what}: not authorised (401)")
     if status == 429:
-        raise BudgetSpent(f"{title} says that its request limit is reached (429)")
+        raise BudgetSpent(f"{title} says that its request limit is reached (429)", reply.retry_at)
     if status in (408, 425) or status >= 500:
-        raise Unavailable(f"{title}: {what}: the server is in trouble ({status})")
+        raise Unavailable(f"{title}: {what}: the server is in trouble ({status})", reply.retry_at)
     raise Refused(f"{title}: {what}: refused ({status})")
 
 

@@ -247,7 +247,11 @@ class Sandbox(Section):
 
 
 class ProviderSettings(Section):
-    """One provider's application, addresses and request budgets."""
+    """One provider's application, addresses and request budgets.
+
+    One that is enabled without a `client_id` and with the default addresses is *simulated*: it speaks to the
+    sandbox.
+    """
 
     enabled: bool = False
     client_id: str = ""
@@ -286,6 +290,7 @@ class Settings(Section):
     providers: dict[str, ProviderSettings] = {}
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
+    _simulated: frozenset[str] = PrivateAttr(default=frozenset())
 
     @field_validator("providers")
     @classmethod
@@ -298,6 +303,11 @@ class Settings(Section):
     def root(self) -> Path:
         """The folder of the settings file in force."""
         return self._root
+
+    @property
+    def simulated(self) -> frozenset[str]:
+        """The providers that speak to the sandbox, because no `client_id` says whose application it is."""
+        return self._simulated
 
     @property
     def var(self) -> Path:
@@ -453,8 +463,36 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         ]
     if layers.faults:
         raise SettingsError("The settings are wrong:\n" + "\n".join(f"  {fault}" for fault in layers.faults))
-    settings._root = root
+    simulated = frozenset(
+        name
+        for name, provider in settings.providers.items()
+        if provider.enabled
+        and not provider.client_id
+        and all(layers.origin.get(("providers", name, key)) == str(defaults) for key in _ADDRESSES)
+    )
+    settings = settings.model_copy(
+        update={
+            "providers": {
+                name: _simulate(name, provider, settings.sandbox) if name in simulated else provider
+                for name, provider in settings.providers.items()
+            }
+        }
+    )
+    settings._root, settings._simulated = root, simulated
     return settings
+
+
+_ADDRESSES = ("api_url", "authorize_url", "token_url", "revoke_url")
+
+
+def _simulate(name: str, provider: ProviderSettings, sandbox: Sandbox) -> ProviderSettings:
+    """The provider as the sandbox has it: the paths of the real addresses, beneath its name."""
+    host = f"[{sandbox.host}]" if ":" in sandbox.host else sandbox.host
+    here = {
+        key: f"http://{host}:{sandbox.port}/{name}{urlsplit(getattr(provider, key)).path}"
+        for key in _ADDRESSES
+    }
+    return provider.model_copy(update={**here, "client_id": "sandbox", "client_secret": SecretStr("sandbox")})
 
 
 @cache

@@ -174,8 +174,8 @@ class ConnectionSync:
         self.sweeps = sweeps = self._open(http)
         for sweep in sweeps:
             self._guarded(sweep, sweep.read_fresh)
-        # History afterwards, with what the budget leaves after everybody's fresh data.
-        http.leave_share = rt.settings.schedule.reserve
+        # History afterwards, with what the budget leaves after everybody's fresh data: now, and for the day.
+        http.leave_share, http.pace = rt.settings.schedule.reserve, rt.settings.sync.interval_seconds
         for sweep in sweeps:
             http.leave = outstanding(rt, self.provider.name)
             try:
@@ -243,8 +243,10 @@ class ConnectionSync:
 
     def _back_off(self) -> datetime:
         """When a failed connection is tried again: doubling, with jitter so that not all come at once."""
-        wait = min(FIRST_RETRY * 2 ** min(self.row["failures"], 20), LONGEST_RETRY)
-        return self.rt.clock() + wait * random.uniform(0.8, 1.2)
+        failures: int = self.row["failures"]
+        wait = min(FIRST_RETRY * 2 ** min(failures, 20), LONGEST_RETRY)
+        until: datetime = self.rt.clock() + wait * random.uniform(0.8, 1.2)
+        return until
 
     def _finish(self, until: datetime | None) -> None:
         """Close the journal row and say when the connection is next due."""

@@ -16,10 +16,10 @@ import json
 import logging
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
-from sqlalchemy import Row, or_, select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from lifelogger.errors import SignInAgain, Unavailable, Wait
@@ -38,6 +38,16 @@ ESCROW_SECONDS = 30 * 86400
 WRITE_ATTEMPTS = 3
 MOST_AT_ONCE = 500
 """Connections that one firing of the periodic refresh takes, the next to expire first."""
+
+
+class Held(NamedTuple):
+    """A connection taken for a refresh, as its row was then; tokens are encrypted."""
+
+    id: int
+    provider: str
+    access_token: bytes
+    refresh_token: bytes | None
+    token_expires_at: datetime
 
 
 class Tokens:
@@ -87,7 +97,7 @@ class Tokens:
             raise
         return self._keep(row, grant)
 
-    def _take(self, connection_id: int) -> Row[Any]:
+    def _take(self, connection_id: int) -> Held:
         """Take the row for a refresh, and read it. Raises `Unavailable` while somebody else has it."""
         now = self.runtime.clock()
         statement = (
@@ -117,7 +127,7 @@ class Tokens:
         except DBAPIError:
             raise Unavailable("the database cannot be written now, so no token is refreshed") from None
         if row is not None:
-            return row
+            return Held(*row)
         with self.runtime.store.read() as db:
             status = db.scalar(select(Connection.status).where(Connection.id == connection_id))
         if status == "active":
@@ -128,7 +138,7 @@ class Tokens:
         with self.runtime.store.write() as db:
             db.execute(update(Connection).where(Connection.id == connection_id).values(refreshing_until=None))
 
-    def _ask(self, row: Row[Any]) -> Grant:
+    def _ask(self, row: Held) -> Grant:
         """Spend the refresh token. Raises `SignInAgain` when the provider says that it is dead."""
         runtime = self.runtime
         provider = runtime.providers[row.provider]
@@ -153,7 +163,7 @@ class Tokens:
         # A provider that sends no new refresh token means the old one to go on.
         return grant if grant.refresh_token else replace(grant, refresh_token=spent)
 
-    def _keep(self, row: Row[Any], grant: Grant) -> str:
+    def _keep(self, row: Held, grant: Grant) -> str:
         """Commit the new pair: first to Redis, then to the row it replaces, whatever it takes."""
         self._to_escrow(row, grant)
         for attempt in range(1, WRITE_ATTEMPTS + 1):
@@ -174,7 +184,7 @@ class Tokens:
             log.debug("connection %s: its escrow stays until it expires", row.id)
         return grant.access_token
 
-    def _commit(self, row: Row[Any], grant: Grant) -> bool:
+    def _commit(self, row: Held, grant: Grant) -> bool:
         """Replace the pair that was spent, and no other: somebody may have signed in meanwhile."""
         vault, now = self.runtime.vault, self.runtime.clock()
         values: dict[str, Any] = {
@@ -194,7 +204,7 @@ class Tokens:
             )
         return done.rowcount == 1
 
-    def _end(self, row: Row[Any], reason: str) -> None:
+    def _end(self, row: Held, reason: str) -> None:
         """Stop all polling of a connection whose authorisation is gone, unless it was renewed meanwhile."""
         with self.runtime.store.write() as db:
             db.execute(
@@ -210,7 +220,8 @@ class Tokens:
     def _escrow_key(self, connection_id: int) -> str:
         return f"{self.runtime.settings.redis.prefix}:escrow:{connection_id}"
 
-    def _to_escrow(self, row: Row[Any], grant: Grant) -> None:
+    def _to_escrow(self, row: Held, grant: Grant) -> None:
+        assert row.refresh_token is not None  # it was spent for this grant
         pair = {
             "replaces": self.runtime.vault.decrypt(row.refresh_token),
             "access_token": grant.access_token,
@@ -224,7 +235,7 @@ class Tokens:
         except RedisError:
             log.warning("connection %s: Redis is away; its new tokens go to the database only", row.id)
 
-    def _from_escrow(self, row: Row[Any]) -> Grant | None:
+    def _from_escrow(self, row: Held) -> Grant | None:
         """A pair that an earlier refresh received for this very row and could not store."""
         try:
             sealed: Any = self.runtime.redis.get(self._escrow_key(row.id))

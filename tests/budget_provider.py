@@ -95,9 +95,7 @@ class Provider:
 
 
 @contextmanager
-def served(
-    windows: Sequence[tuple[int, int]], ahead: float, last: int
-) -> Iterator[tuple[Provider, str]]:
+def served(windows: Sequence[tuple[int, int]], ahead: float, last: int) -> Iterator[tuple[Provider, str]]:
     """A `Provider` over HTTP that says `over` once it has seen `last` of its shortest windows."""
     provider = Provider(*windows, clock=WallClock(ahead))
 
@@ -136,7 +134,9 @@ def hammer(
     redis_url: str, address: str, windows: Sequence[tuple[int, int]], *, processes: int, threads: int
 ) -> list[dict[str, int]]:
     """Worker processes that ask as fast as the budget lets them; what each of them did."""
-    call = json.dumps([redis_url, address, [f"{limit}/{seconds} seconds" for seconds, limit in windows], threads])
+    call = json.dumps(
+        [redis_url, address, [f"{limit}/{seconds} seconds" for seconds, limit in windows], threads]
+    )
     root = Path(__file__).parents[1]
     workers = [
         subprocess.Popen(

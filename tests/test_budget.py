@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -132,6 +133,26 @@ def test_before_a_reply_told_the_time_clocks_may_differ_by_a_second(budget: Budg
     clock.set(at("12:10:00.900"))
 
     assert spent(budget, SILENT).until == at("12:10:01")
+
+
+def test_the_days_budget_lasts_the_day(known: Budget, clock: Clock) -> None:
+    """Promise 4: work that can wait spends of each window what its time so far allows, and a round ahead."""
+    hourly = Pool("reads", SILENT.key, ("100/hour",), reports=False)
+    clock.set(at("13:00:30"))
+    paced = {"leave_share": 0.2, "pace": 900.0}
+
+    for _ in range(20):  # a quarter hour of 80
+        known.settle(known.take([hourly], **paced))
+    with pytest.raises(BudgetSpent) as refused:
+        known.take([hourly], **paced)
+    assert refused.value.until == at("13:00:46")  # 21 of 80 belong to 945 s, of which 900 may be spent ahead
+    assert known.take([hourly])  # a person need not wait
+
+    clock.set(at("13:30:30"))
+    for _ in range(60 - 21):
+        known.settle(known.take([hourly], **paced))
+    with pytest.raises(BudgetSpent):
+        known.take([hourly], **paced)
 
 
 def test_a_limit_changed_in_mid_window_keeps_its_count(budget: Budget) -> None:
@@ -573,7 +594,8 @@ def test_background_work_leaves_a_reserve(known: Budget) -> None:
 
     refusal = spent(known, leave_share=0.2)
     assert refusal.reason == (
-        "strava reads: 80 of 100 requests used in the 15 minutes to 12:15 UTC; the last 20 are held for others"
+        "strava reads: 80 of 100 requests used in the 15 minutes to 12:15 UTC; "
+        "the last 20 are held for others"
     )
     assert refusal.until == at("12:15:01")
     spent(known, leave=20)
@@ -614,10 +636,8 @@ class Shuttle:
         self.answered: list[tuple[Ticket, dict[str, Usage] | None, datetime]] = []
 
     def send(self) -> None:
-        try:
+        with contextlib.suppress(BudgetSpent):
             self.sent.append(self.budget.take([self.pool]))
-        except BudgetSpent:
-            pass
 
     def count(self, number: int) -> None:
         ticket = self.sent.pop(number % len(self.sent))
@@ -663,8 +683,7 @@ class Shuttle:
     steps=st.lists(
         st.tuples(
             st.sampled_from(
-                ["send", "send", "send", "count", "count", "deliver", "deliver", "cut", "gateway"]
-                + ["wait", "next", "flush"]
+                ["send"] * 3 + ["count", "deliver"] * 2 + ["cut", "gateway", "wait", "next", "flush"]
             ),
             st.integers(0, 60),
         ),
