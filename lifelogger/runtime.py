@@ -16,7 +16,7 @@ from lifelogger.mutex import Mutex
 from lifelogger.providers import registry
 from lifelogger.providers.base import Provider
 from lifelogger.settings import Settings, get_settings
-from lifelogger.store import Store
+from lifelogger.store import Store, migrate
 
 
 def utc_now() -> datetime:
@@ -47,12 +47,18 @@ class Runtime:
 
 
 def build(settings: Settings) -> Runtime:
-    """Connect everything that `settings` name; starts the embedded Redis when none is named."""
+    """Connect everything that `settings` name.
+
+    Where none is named, starts the embedded Redis and brings SQLite in `var/` to the tables of this version.
+    """
     url = embedded.redis_url(settings)
     client = redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5)
+    store = Store(database_url(settings))
+    if not settings.database.url:
+        migrate.upgrade(store)
     return Runtime(
         settings=settings,
-        store=Store(database_url(settings)),
+        store=store,
         redis=client,
         budget=Budget(url, prefix=settings.redis.prefix),
         mutex=Mutex(client, ttl=settings.sync.lock_seconds, prefix=settings.redis.prefix),

@@ -16,7 +16,9 @@ from typing import Any, NoReturn
 
 import pytest
 
+from lifelogger.runtime import Runtime, build
 from lifelogger.settings import PREFIX, Settings, get_settings, load_settings
+from lifelogger.store.migrate import upgrade
 from tests.servers import Missing, PostgresServer, RedisServer
 
 _databases = itertools.count(1)
@@ -124,3 +126,12 @@ def settings_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
 
     yield make
     get_settings.cache_clear()
+
+
+@pytest.fixture
+def runtime(database_url: str, redis_url: str, settings_env: Callable[..., Settings]) -> Iterator[Runtime]:
+    """What the engine works with, on both databases with all tables, and on a real, empty Redis."""
+    built = build(settings_env(database={"url": database_url}, redis={"url": redis_url}))
+    upgrade(built.store)
+    yield built
+    built.close()

@@ -17,7 +17,10 @@ LOCK = 0x6C6966656C6F67  # "lifelog": two processes that start together migrate 
 
 
 def upgrade(store: Store, revision: str = "head") -> None:
-    """Bring the tables up to `revision`. Safe to call from several processes at once."""
+    """Bring the tables up to `revision`, unless they are. Safe to call from several processes at once."""
+    current, newest = revisions(store)
+    if current is not None and current in (revision, newest):
+        return
     run(store, lambda config: command.upgrade(config, revision))
 
 

@@ -1,0 +1,243 @@
+"""How everything stands, for people and programs: the same words on the page, in the CLI and in the API.
+
+Everything returned is plain: dictionaries of strings, numbers and UTC datetimes, ready for `as_json`.
+Nothing here changes anything, and no secret is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, select
+
+from lifelogger.budget import Window
+from lifelogger.errors import Unavailable
+from lifelogger.providers.base import Pool
+from lifelogger.runtime import Runtime
+from lifelogger.store.models import Connection, Quarantined, Record, Stream, SyncRun, Tick, User
+
+MOST_WAITS = 20
+"""Reasons for waiting that are told of one provider, the most frequent first."""
+
+
+def overview(rt: Runtime) -> dict[str, Any]:
+    """What `status --json` and `/api/status` say: totals, the last tick, and each enabled provider."""
+    now = rt.clock()
+    present = Record.deleted_at.is_(None)
+    with rt.store.read() as db:
+        totals = {
+            "users": db.scalar(select(func.count()).select_from(User)),
+            "connections": db.scalar(select(func.count()).select_from(Connection)),
+            "records": db.scalar(select(func.count()).select_from(Record).where(present)),
+            "quarantined": db.scalar(select(func.count()).select_from(Quarantined)),
+        }
+        tick = db.execute(select(Tick.__table__).order_by(Tick.fired_at.desc()).limit(1)).first()
+        states = db.execute(
+            select(
+                Connection.provider,
+                func.count().label("connections"),
+                func.count().filter(Connection.status == "needs_reauth").label("needs_reauth"),
+                func.count().filter(waits(now)).label("waiting"),
+                func.max(Connection.last_sync_at).label("last_sync"),
+            ).group_by(Connection.provider)
+        ).all()
+        records = db.execute(
+            select(Connection.provider, func.count())
+            .join_from(Record, Connection, Record.connection_id == Connection.id)
+            .where(present)
+            .group_by(Connection.provider)
+        ).all()
+        reasons = db.execute(
+            select(
+                Connection.provider,
+                Connection.wait_reason,
+                func.min(Connection.next_sync_at),
+                func.count(),
+            )
+            .where(waits(now))
+            .group_by(Connection.provider, Connection.wait_reason)
+            .order_by(func.count().desc())
+        ).all()
+    by_provider = {row.provider: row for row in states}
+    stored = {row[0]: row[1] for row in records}
+    providers = {}
+    for name, provider in rt.enabled().items():
+        row = by_provider.get(name)
+        mine = [each for each in reasons if each[0] == name][:MOST_WAITS]
+        providers[name] = {
+            "title": provider.title,
+            "simulated": name in rt.settings.simulated,
+            "connections": row.connections if row else 0,
+            "needs_reauth": row.needs_reauth if row else 0,
+            "records": stored.get(name, 0),
+            "budget": budget(rt, name),
+            "last_sync": row.last_sync if row else None,
+            "waiting": row.waiting if row else 0,
+            "waits": [
+                {"reason": reason, "until": until, "connections": number} for _, reason, until, number in mine
+            ],
+        }
+    return {"now": now, **totals, "last_tick": tick and dict(tick._mapping), "providers": providers}
+
+
+def budget(rt: Runtime, provider: str) -> list[dict[str, Any]] | None:
+    """The windows of a provider's budget, those of the whole application; None: Redis does not answer."""
+    pools = rt.providers[provider].pools(rt.settings.providers[provider], 0)
+    try:
+        return [of_window(window) for window in rt.budget.windows(pools)]
+    except Unavailable:
+        return None
+
+
+def of_window(window: Window) -> dict[str, Any]:
+    """One window in plain values; `pool` and `seconds` name it."""
+    pool: Pool = window.pool
+    return {
+        "pool": pool.name,
+        "seconds": window.seconds,
+        "limit": window.limit,
+        "used": window.used,
+        "remaining": window.remaining,
+        "in_flight": window.in_flight,
+        "known": window.known,
+        "start": window.start,
+        "end": window.end,
+        "closed_until": window.closed_until,
+    }
+
+
+def waits(now: datetime) -> ColumnElement[bool]:
+    """Whether a connection is deferred: it has a reason, and the time has not come."""
+    return and_(Connection.wait_reason.is_not(None), Connection.next_sync_at > now)
+
+
+def users(rt: Runtime, *, after: str = "", limit: int = 50, search: str = "") -> list[dict[str, Any]]:
+    """Users by id, those behind `after`, with their connections; `search` is the beginning of an id."""
+    query = select(User.id).where(User.id > after).order_by(User.id).limit(limit)
+    if search:
+        query = query.where(User.id.startswith(search, autoescape=True))
+    with rt.store.read() as db:
+        found = db.scalars(query).all()
+        rows = db.execute(
+            select(*CONNECTION).where(Connection.user_id.in_(found)).order_by(Connection.provider)
+        ).all()
+    mine: dict[str, list[dict[str, Any]]] = {user_id: [] for user_id in found}
+    for row in rows:
+        mine[row.user_id].append(of_connection(rt, row._mapping))
+    return [{"user_id": user_id, "connections": connections} for user_id, connections in mine.items()]
+
+
+def user(rt: Runtime, user_id: str, *, runs_each: int = 20) -> dict[str, Any] | None:
+    """Everything about one user: connections, streams, what they hold, and their last runs; None: unknown."""
+    with rt.store.read() as db:
+        row = db.execute(select(User.id, User.created_at).where(User.id == user_id)).one_or_none()
+        if row is None:
+            return None
+        connections = db.execute(
+            select(*CONNECTION).where(Connection.user_id == user_id).order_by(Connection.provider)
+        ).all()
+        found = []
+        for connection in connections:
+            mine = [table.connection_id == connection.id for table in (Record, Quarantined, Stream)]
+            streams = db.execute(select(Stream.__table__).where(mine[2]).order_by(Stream.name)).all()
+            found.append(
+                {
+                    **of_connection(rt, connection._mapping),
+                    "records": db.scalar(
+                        select(func.count()).select_from(Record).where(mine[0], Record.deleted_at.is_(None))
+                    ),
+                    "quarantined": db.scalar(select(func.count()).select_from(Quarantined).where(mine[1])),
+                    "streams": [
+                        {
+                            "name": stream.name,
+                            "read_at": stream.cursor,
+                            "off_reason": stream.off_reason,
+                            "history_left_since": stream.backlog_since,
+                            "history_left_until": stream.backlog_until,
+                        }
+                        for stream in streams
+                    ],
+                }
+            )
+    return {
+        "user_id": row.id,
+        "created_at": row.created_at,
+        "connections": found,
+        "runs": runs(rt, user_id=user_id, limit=runs_each),
+    }
+
+
+def runs(rt: Runtime, *, user_id: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
+    """The journal, newest first: one row for each connection and sync."""
+    columns = [column for column in SyncRun.__table__.columns if column.name != "connection_id"]
+    query = (
+        select(Connection.user_id, Connection.provider, *columns)
+        .join_from(SyncRun, Connection, SyncRun.connection_id == Connection.id)
+        .order_by(SyncRun.id.desc())
+        .limit(limit)
+    )
+    if user_id is not None:
+        query = query.where(Connection.user_id == user_id)
+    with rt.store.read() as db:
+        return [dict(row._mapping) for row in db.execute(query)]
+
+
+CONNECTION = (
+    Connection.id,
+    Connection.user_id,
+    Connection.provider,
+    Connection.provider_user_id,
+    Connection.status,
+    Connection.status_reason,
+    Connection.scopes,
+    Connection.token_expires_at,
+    Connection.next_sync_at,
+    Connection.claimed_at,
+    Connection.news_at,
+    Connection.wait_reason,
+    Connection.failures,
+    Connection.last_sync_at,
+    Connection.created_at,
+)
+"""The columns of a connection that may be shown: none of them is a secret."""
+
+
+def of_connection(rt: Runtime, row: Mapping[Any, Any]) -> dict[str, Any]:
+    """One connection in plain values, with its state as a sentence."""
+    shown = {column.key: row[column.key] for column in CONNECTION if column.key != "id"}
+    return {**shown, "sentence": sentence(shown, rt.clock())}
+
+
+def sentence(connection: Mapping[str, Any], now: datetime) -> str:
+    """The state of a connection, as docs/architecture.md draws it, for a person."""
+    due = connection["next_sync_at"]
+    if connection["status"] == "needs_reauth":
+        return f"Has to sign in again: {connection['status_reason']}."
+    if connection["wait_reason"] and due is not None and due > now:
+        return f"Waiting until {moment(due, now)}: {connection['wait_reason']}."
+    if connection["claimed_at"] is not None and due is not None and due > now:
+        return f"A sync is on its way since {moment(connection['claimed_at'], now)}."
+    if due is None:
+        return "Not polled."
+    if due > now:
+        return f"Up to date; due again at {moment(due, now)}."
+    return "Due: the next tick takes it, as far as the budget goes."
+
+
+def moment(instant: datetime, now: datetime) -> str:
+    """A time as a person reads it: with the date unless it is today's."""
+    day = "" if instant.date() == now.date() else f"{instant:%Y-%m-%d} "
+    return f"{day}{instant:%H:%M} UTC"
+
+
+def as_json(value: Any) -> Any:
+    """The same with ISO texts for times, for `json.dumps`."""
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {key: as_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(each) for each in value]
+    return value
