@@ -7,6 +7,8 @@ running `lifelogger keys rotate`, and dropping the old one.
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -56,15 +58,30 @@ class Vault:
 
 
 def key_file(path: Path) -> str:
-    """The key in `path`; made by whichever process comes first, readable by its owner only."""
+    """The key in `path`; made by whichever process comes first."""
+    return made_once(path, Fernet.generate_key)[0]
+
+
+def made_once(path: Path, make: Callable[[], bytes]) -> tuple[str, bool]:
+    """The secret in the file `path`, and whether it was made just now.
+
+    Made by whichever process comes first, readable by its owner only.
+    """
+    made = False
     if not path.exists():
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.touch(mode=0o600)
-        draft.write_bytes(Fernet.generate_key())
+        # A draft for each thread: writing to one that is linked already would change a key in use.
+        handle, draft = tempfile.mkstemp(
+            prefix=f"{path.name}.", dir=path.parent
+        )  # readable by its owner only
+        with os.fdopen(handle, "wb") as file:
+            file.write(make())
+            file.flush()
+            os.fsync(handle)  # a power cut must not leave an empty key behind that was used already
         try:
             os.link(draft, path)  # atomic, and never replaces a key that somebody else just made
+            made = True
         except FileExistsError:
             pass
         finally:
-            draft.unlink()
-    return path.read_text().strip()
+            os.unlink(draft)
+    return path.read_text().strip(), made

@@ -20,7 +20,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import limits
 from pydantic import (
@@ -83,10 +83,8 @@ def _web_address(value: str) -> str:
 
 def _psycopg(value: str) -> str:
     """Name the driver we ship with, whatever the short form would pick."""
-    parts = urlsplit(value)
-    if parts.scheme in ("postgres", "postgresql"):
-        return urlunsplit(parts._replace(scheme="postgresql+psycopg"))
-    return value
+    # Not with urlunsplit: it makes postgresql:/NAME of postgresql:///NAME, the form for a local socket.
+    return re.sub("^postgres(ql)?://", "postgresql+psycopg://", value, flags=re.IGNORECASE)
 
 
 def _budget(value: str) -> str:

@@ -22,8 +22,11 @@ MOST_WAITS = 20
 """Reasons for waiting that are told of one provider, the most frequent first."""
 
 
-def overview(rt: Runtime) -> dict[str, Any]:
-    """What `status --json` and `/api/status` say: totals, the last tick, and each enabled provider."""
+def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
+    """What `status --json` and `/api/status` say: totals, the last tick, and each enabled provider.
+
+    Without `budgets` Redis is not asked: for who knows that it does not answer, and will not wait.
+    """
     now = rt.clock()
     present = Record.deleted_at.is_(None)
     with rt.store.read() as db:
@@ -72,7 +75,7 @@ def overview(rt: Runtime) -> dict[str, Any]:
             "connections": row.connections if row else 0,
             "needs_reauth": row.needs_reauth if row else 0,
             "records": stored.get(name, 0),
-            "budget": budget(rt, name),
+            "budget": budget(rt, name) if budgets else None,
             "last_sync": row.last_sync if row else None,
             "waiting": row.waiting if row else 0,
             "waits": [
@@ -169,8 +172,10 @@ def user(rt: Runtime, user_id: str, *, runs_each: int = 20) -> dict[str, Any] | 
     }
 
 
-def runs(rt: Runtime, *, user_id: str | None = None, limit: int = 50) -> list[dict[str, Any]]:
-    """The journal, newest first: one row for each connection and sync."""
+def runs(
+    rt: Runtime, *, user_id: str | None = None, before: int | None = None, limit: int = 50
+) -> list[dict[str, Any]]:
+    """The journal, newest first: one row for each connection and sync; `before` is the id of one."""
     columns = [column for column in SyncRun.__table__.columns if column.name != "connection_id"]
     query = (
         select(Connection.user_id, Connection.provider, *columns)
@@ -180,6 +185,8 @@ def runs(rt: Runtime, *, user_id: str | None = None, limit: int = 50) -> list[di
     )
     if user_id is not None:
         query = query.where(Connection.user_id == user_id)
+    if before is not None:
+        query = query.where(SyncRun.id < before)
     with rt.store.read() as db:
         return [dict(row._mapping) for row in db.execute(query)]
 

@@ -61,7 +61,8 @@ class Sweep:
         self.floor: datetime | None = None
         self.pages: Iterator[base.Page] | None = None
         self.upper: datetime | None = None
-        self.present: set[str] = set()
+        self.present: dict[str, datetime | None] = {}
+        """What was shown below `upper`, and where it lies; None: a bad record, somewhere."""
         self.readable = True
         self.since = self.fresh_since
 
@@ -85,7 +86,7 @@ class Sweep:
 
     def _walk(self, window: base.Window, *, down_to: datetime | None = None, most: int | None = None) -> None:
         self.pages = self.provider.pages(self.http, self.stream, window)
-        self.upper, self.present, self.readable = window.until, set(), True
+        self.upper, self.present, self.readable = window.until, {}, True
         self._go_on(down_to, most)
 
     def _go_on(self, down_to: datetime | None, most: int | None) -> None:
@@ -107,7 +108,11 @@ class Sweep:
         """Commit one page with the cursor it earns, or nothing of it."""
         now = self.rt.clock()
         items = [self._item(raw) for raw in page.items]
-        self.present.update(item.external_id for item in items if item.external_id is not None)
+        self.present.update(
+            (item.external_id, item.record.ordered_at if item.record else None)
+            for item in items
+            if item.external_id is not None
+        )
         # An item whose key cannot be read may be any of those that seem to be missing.
         self.readable = self.readable and all(item.external_id is not None for item in items)
         with self.rt.store.write() as db:
@@ -121,12 +126,15 @@ class Sweep:
                         self.stream.name,
                         since=page.reached,
                         until=self.upper,
-                        present=self.present,
+                        present=self.present.keys(),
                         now=now,
                     )
                 self._advance(db, page.reached, page.end)
         if page.reached is not None:
-            self.upper, self.present, self.readable = page.reached, set(), True
+            # What was shown of the span below is not shown again: on Strava's oldest second, for example.
+            below = {key: at for key, at in self.present.items() if at is None or at < page.reached}
+            legible = all(item.external_id is not None for item in items)
+            self.upper, self.present, self.readable = page.reached, below, legible
         self.counts.add(counts)
 
     def _item(self, raw: Any) -> Item:

@@ -5,20 +5,26 @@ A server that is not installed skips its tests on a laptop and fails them in CI,
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
+from lifelogger.budget import Budget
 from lifelogger.runtime import Runtime, build
+from lifelogger.sandbox.clock import Clock
+from lifelogger.sandbox.server import Sandbox
 from lifelogger.settings import PREFIX, Settings, get_settings, load_settings
 from lifelogger.store.migrate import upgrade
+from tests.sandbox.control import Control
 from tests.servers import Missing, PostgresServer, RedisServer
 
 _databases = itertools.count(1)
@@ -135,3 +141,60 @@ def runtime(database_url: str, redis_url: str, settings_env: Callable[..., Setti
     upgrade(built.store)
     yield built
     built.close()
+
+
+# The sandbox -----------------------------------------------------------------------------------------
+
+NOON = datetime(2026, 11, 24, 12, 2, tzinfo=UTC)
+
+
+@pytest.fixture(scope="session")
+def sandbox_server() -> Iterator[Sandbox]:
+    """A simulated Strava of this session alone, with five people: alice and others."""
+    with Sandbox(people=5, seed=7, history_days=90, clock=Clock()) as server:
+        yield server
+
+
+@pytest.fixture
+def sandbox(sandbox_server: Sandbox) -> Iterator[Control]:
+    """The sandbox as if it had just begun, in real time."""
+    control = Control(sandbox_server.url)
+    control.reset()
+    control.follow_real_time()
+    yield control
+    control.reset()
+    control.close()
+
+
+def pointed_at(sandbox: Control) -> dict[str, Any]:
+    """Settings of a Strava that is the sandbox."""
+    strava = f"{sandbox.url}/strava"
+    return {
+        "strava": {
+            "client_id": "sandbox",
+            "client_secret": "sandbox",
+            "api_url": f"{strava}/api/v3",
+            "authorize_url": f"{strava}/oauth/authorize",
+            "token_url": f"{strava}/api/v3/oauth/token",
+            "revoke_url": f"{strava}/oauth/revoke",
+        }
+    }
+
+
+@pytest.fixture
+def live(
+    database_url: str, redis_url: str, settings_env: Callable[..., Settings], sandbox: Control
+) -> Iterator[Runtime]:
+    """A runtime that speaks to the sandbox, both with a clock that stands at noon: `sandbox.step(900)`."""
+    sandbox.freeze(NOON)
+    built = build(
+        settings_env(database={"url": database_url}, redis={"url": redis_url}, providers=pointed_at(sandbox))
+    )
+    upgrade(built.store)
+    clocked = dataclasses.replace(
+        built,
+        clock=lambda: datetime.fromtimestamp(sandbox.now(), UTC),
+        budget=Budget(redis_url, prefix=built.settings.redis.prefix, clock=sandbox.now),
+    )
+    yield clocked
+    clocked.close()

@@ -49,5 +49,9 @@ class Clock:
             raise ValueError(f"speed {speed}: a clock does not run backwards; set it instead")
         self.anchor = (self.real(), self.now(), speed)
 
+    def freeze(self, moment: float) -> None:
+        """Stand still at exactly this moment."""
+        self.anchor = (self.real(), moment, 0.0)
+
     def follow_real_time(self) -> None:
         self.anchor = REAL

@@ -91,18 +91,23 @@ class Grants:
         )
         self.db.execute(sql, (int(now), self.provider, person))
 
-    def latest(self, person: str) -> Grant | None:
-        """The newest grant of a person that was not revoked."""
-        sql = (
-            "SELECT id, client, person, scopes FROM grants "
-            "WHERE provider = ? AND person = ? AND revoked IS NULL ORDER BY id DESC LIMIT 1"
-        )
-        row = self.db.execute(sql, (self.provider, person)).fetchone()
-        return Grant(row[0], row[1], row[2], tuple(row[3].split()), False) if row else None
+    def newest_client(self) -> str:
+        """The application that was let in last; empty when there is none."""
+        sql = "SELECT client FROM grants WHERE provider = ? ORDER BY id DESC LIMIT 1"
+        row = self.db.execute(sql, (self.provider,)).fetchone()
+        return str(row[0]) if row else ""
 
     def write_code(self, code: Code, redirect_uri: str, expires_at: float) -> str:
         word = secrets.token_hex(20)
-        values = (word, self.provider, code.client, code.person, " ".join(code.scopes), redirect_uri, expires_at)
+        values = (
+            word,
+            self.provider,
+            code.client,
+            code.person,
+            " ".join(code.scopes),
+            redirect_uri,
+            expires_at,
+        )
         self.db.execute("INSERT INTO codes VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", values)
         return word
 

@@ -6,8 +6,9 @@ one are masked, bodies are not kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -21,7 +22,7 @@ READ, TOKEN, PAGE, OTHER = "read", "token", "page", "other"
 USED_TWICE = "refresh token used twice"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Entry:
     """One request. Times are epoch seconds: `at` on the sandbox's clock, the other two real."""
 
@@ -76,6 +77,8 @@ class Ledger:
     def end(self, entry: Entry, ended: float) -> None:
         """Write an answered (or abandoned) request down. Belongs into a transaction."""
         entry.ended = ended
+        if entry not in self.open:
+            return  # everything was forgotten while it was open
         self.open.remove(entry)
         entry.id = self.state.db.execute(_INSERT, astuple(entry)[1:]).lastrowid or 0
 
@@ -89,14 +92,10 @@ class Ledger:
     def used(self, pool: str, seconds: int, now: float) -> int:
         return self._usage.get((pool, seconds, window(now, seconds)), 0)
 
-    def windows(self, pool: str, seconds: int) -> dict[int, int]:
-        """Requests per window, by its start (epoch seconds), as the provider counted them: refused
-        ones and those of other processes are in it."""
-        return {
-            start: count
-            for (name, length, start), count in sorted(self._usage.items())
-            if (name, length) == (pool, seconds)
-        }
+    def windows(self) -> list[tuple[str, int, int, int]]:
+        """Pool, length in seconds, start (epoch seconds) and count of every window that was used, as the
+        provider counted: refused requests and those of other processes are in it."""
+        return sorted((*key, count) for key, count in self._usage.items())
 
     def requests(
         self,
@@ -107,62 +106,62 @@ class Ledger:
         **equal: str | None,
     ) -> list[Entry]:
         """Ended requests, oldest first. `equal` names columns; `after` is an entry's id."""
-        where, values = ["id > ?"], [after, *equal.values()]
-        where += [f"{column} IS ?" for column in equal if column in COLUMNS]
+        for column in equal:
+            _check(column)
+        where = ["id > ?", *(f"{column} IS ?" for column in equal)]
+        values: list[str | int | None] = [after, *equal.values()]
         if statuses:
             where.append(f"status IN ({', '.join('?' * len(statuses))})")
             values += statuses
         sql = f"SELECT * FROM ledger WHERE {' AND '.join(where)} ORDER BY id LIMIT ?"
         return [Entry(*row) for row in self.state.db.execute(sql, (*values, limit))]
 
-    def most_at_once(self, person: str, kind: str = READ, provider: str | None = None) -> int:
-        """The most requests of one person that were ever open at the same time."""
+    def most_at_once(self, kind: str = READ) -> dict[str, int]:
+        """For each person the most requests that were ever open at the same time, over all providers."""
         changes = []
-        for entry in self._spans(person, kind, provider):
-            changes += [(entry.started, 1), (entry.ended, -1)]
-        most = running = 0
-        for _, change in sorted(changes):  # at one instant an end comes before a beginning
-            running += change
-            most = max(most, running)
+        for entry in self._spans(kind):
+            changes += [(entry.started, 1, entry.person or ""), (entry.ended, -1, entry.person or "")]
+        running: dict[str, int] = {}
+        most: dict[str, int] = {}
+        for _, change, person in sorted(changes):  # at one instant an end comes before a beginning
+            running[person] = running.get(person, 0) + change
+            most[person] = max(most.get(person, 0), running[person])
         return most
 
-    def overlaps(self, kind: str = READ, limit: int = 100) -> list[tuple[Entry, Entry]]:
+    def overlaps(self, kind: str = READ) -> list[tuple[Entry, Entry]]:
         """Pairs of requests of one person at one provider that were open at the same time."""
-        last: dict[tuple[str, str | None], Entry] = {}
+        running: dict[tuple[str, str | None], list[Entry]] = {}
         found: list[tuple[Entry, Entry]] = []
-        for entry in sorted(self._spans(None, kind, None), key=lambda entry: entry.started):
+        for entry in sorted(self._spans(kind), key=lambda entry: entry.started):
             owner = (entry.provider, entry.person)
-            before = last.get(owner)
-            if before is not None and entry.started < before.ended:
-                found.append((before, entry))
-            if before is None or entry.ended > before.ended:
-                last[owner] = entry
-        return found[:limit]
+            still = [before for before in running.get(owner, ()) if before.ended > entry.started]
+            found += [(before, entry) for before in still]
+            running[owner] = [*still, entry]
+        return found
 
     def counts(self, column: str) -> dict[str, int]:
         """How many requests there were by one column, `status` for example."""
-        if column not in COLUMNS:
-            raise ValueError(f"no column {column!r}: one of {', '.join(COLUMNS)}")
+        _check(column)
         rows: Iterable[tuple[Any, int]] = self.state.db.execute(
             f"SELECT {column}, count(*) FROM ledger GROUP BY {column}"
         )
         return {str(value): count for value, count in rows}
 
-    def clear(self) -> None:
-        """Forget the requests; the windows stay used."""
-        with self.state as db:
-            db.execute("DELETE FROM ledger")
-
     def reset(self) -> None:
         """Start anew after the state was cleared."""
         self._usage.clear()
+        self.open.clear()
 
-    def _spans(self, person: str | None, kind: str, provider: str | None) -> list[Entry]:
-        equal = {"kind": kind, "person": person, "provider": provider}
-        given = {name: value for name, value in equal.items() if value is not None}
-        ended = self.requests(limit=-1, **given)
-        running = [e for e in self.open if all(getattr(e, name) == value for name, value in given.items())]
+    def _spans(self, kind: str) -> list[Entry]:
+        """Requests of this kind whose person is known; one that is still open has no end yet."""
+        running = [replace(entry, ended=math.inf) for entry in self.open if entry.kind == kind]
+        ended = self.requests(limit=-1, kind=kind)
         return [entry for entry in ended + running if entry.person is not None]
+
+
+def _check(column: str) -> None:
+    if column not in COLUMNS:
+        raise ValueError(f"no column {column!r}: one of {', '.join(COLUMNS)}")
 
 
 def window(now: float, seconds: int) -> int:

@@ -31,8 +31,9 @@ CREATE TABLE codes (
 ) WITHOUT ROWID;
 CREATE TABLE added (key INTEGER PRIMARY KEY, person TEXT NOT NULL, activity TEXT NOT NULL);
 CREATE TABLE changes (
-    provider TEXT NOT NULL, key TEXT NOT NULL, person TEXT NOT NULL, version INTEGER NOT NULL,
-    fields TEXT NOT NULL, removed TEXT NOT NULL, deleted INTEGER NOT NULL, PRIMARY KEY (provider, key)
+    provider TEXT NOT NULL, key INTEGER NOT NULL, person TEXT NOT NULL, version INTEGER NOT NULL,
+    fields TEXT NOT NULL, removed TEXT NOT NULL, raw TEXT, start INTEGER, deleted INTEGER NOT NULL,
+    PRIMARY KEY (provider, key)
 ) WITHOUT ROWID;
 CREATE TABLE usage (
     pool TEXT NOT NULL, seconds INTEGER NOT NULL, start INTEGER NOT NULL, count INTEGER NOT NULL,
@@ -40,8 +41,9 @@ CREATE TABLE usage (
 ) WITHOUT ROWID;
 CREATE TABLE ledger (
     id INTEGER PRIMARY KEY, provider TEXT NOT NULL, client TEXT, person TEXT, kind TEXT NOT NULL,
-    route TEXT NOT NULL, method TEXT NOT NULL, path TEXT NOT NULL, query TEXT NOT NULL, status INTEGER NOT NULL,
-    at REAL NOT NULL, started REAL NOT NULL, ended REAL NOT NULL, usage TEXT NOT NULL, note TEXT NOT NULL
+    route TEXT NOT NULL, method TEXT NOT NULL, path TEXT NOT NULL, query TEXT NOT NULL,
+    status INTEGER NOT NULL, at REAL NOT NULL, started REAL NOT NULL, ended REAL NOT NULL,
+    usage TEXT NOT NULL, note TEXT NOT NULL
 );
 CREATE INDEX ledger_by_person ON ledger (person, id);
 """
@@ -59,21 +61,27 @@ class State:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.db = sqlite3.connect(path or ":memory:", check_same_thread=False, timeout=1)
+        try:
+            self.db = sqlite3.connect(path or ":memory:", check_same_thread=False, timeout=1)
+        except sqlite3.OperationalError as error:
+            raise StateError(f"{path}: {error}") from error
         try:
             # One process owns the file. Its writes survive the process, and need not survive the machine.
             self.db.executescript(
                 "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
             )
             self._prepare()
-        except sqlite3.DatabaseError as error:
+        except sqlite3.OperationalError as error:
             self.db.close()
             raise StateError(f"{path}: {error}; is another sandbox using it?") from error
+        except (sqlite3.DatabaseError, StateError) as error:
+            self.db.close()
+            raise StateError(f"{path}: {error}") from error
 
     def _prepare(self) -> None:
         (version,) = self.db.execute("PRAGMA user_version").fetchone()
         if version not in (0, VERSION):
-            raise StateError(f"{self.path}: made by another version of the sandbox; delete it to start anew")
+            raise StateError("made by another version of the sandbox; delete it to start anew")
         if not version:
             self.db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
         with self.db:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -150,7 +150,7 @@ def delete_missing(
     *,
     since: datetime,
     until: datetime | None,
-    present: set[str],
+    present: Collection[str],
     now: datetime,
 ) -> int:
     """Empty the records of [since, until) that the provider no longer lists; return how many.

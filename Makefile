@@ -1,0 +1,59 @@
+# Everything runs in .venv, which is made from requirements.txt when it is missing or stale.
+# Needs Python 3.11 or newer and make. `make help` lists the targets.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run worker periodiq web sandbox status test test-slow bench lint format lock env clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+env:  ## make .venv, unless it is up to date
+	@$(PYTHON) scripts/environment.py
+
+run: env  ## everything on this machine: Redis, sandbox, worker, periodiq, web; Ctrl-C ends it
+	@exec $(BIN)/lifelogger run
+
+worker: env  ## one worker: runs the syncs
+	@exec $(BIN)/lifelogger worker
+
+periodiq: env  ## the timetable: plans the syncs
+	@exec $(BIN)/lifelogger periodiq
+
+web: env  ## the status pages, the API and the dashboard
+	@exec $(BIN)/lifelogger web
+
+sandbox: env  ## the simulated providers
+	@exec $(BIN)/lifelogger sandbox
+
+status: env  ## how everything stands
+	@$(BIN)/lifelogger status
+
+test: env  ## the tests, in less than two minutes
+	@$(BIN)/pytest
+
+test-slow: env  ## the tests that take longer: kills at random moments, 500 people at once
+	@$(BIN)/pytest -m slow --timeout 600
+
+bench: env  ## measure, as ratios
+	@$(BIN)/python benchmarks/tick.py
+
+lint: env  ## ruff, mypy, and which room imports which
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: env  ## let ruff format everything
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: env  ## resolve requirements.txt anew (needs uv)
+	uv pip compile pyproject.toml requirements.in --all-extras --override overrides.txt --universal \
+	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade \
+	  --output-file requirements.txt
+
+clean:  ## remove .venv and what was made at run time, var/ with its database
+	rm -rf .venv .venv.lock var

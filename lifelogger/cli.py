@@ -1,0 +1,538 @@
+"""The command line. Each command is a few lines: what it does is in the library.
+
+Exit status: 0 it worked, 1 it did not (a sentence on standard error says why and what next), 2 the
+command or the settings are wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import redis
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
+
+from lifelogger import status as standing
+from lifelogger.errors import LifeloggerError, SettingsError
+from lifelogger.runtime import Runtime, database_url
+from lifelogger.runtime import runtime as processwide
+from lifelogger.settings import get_settings
+
+app = typer.Typer(
+    help="Keeps people's wearable data fresh in the background.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+user_app = typer.Typer(help="The people whose data is synced.", no_args_is_help=True)
+connections_app = typer.Typer(help="Their connections to providers.", no_args_is_help=True)
+keys_app = typer.Typer(help="The keys that encrypt tokens.", no_args_is_help=True)
+app.add_typer(user_app, name="user")
+app.add_typer(connections_app, name="connections")
+app.add_typer(keys_app, name="keys")
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+UserId = Annotated[str, typer.Argument(metavar="USER", help="The user's id.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit. Errors are sentences, not tracebacks."""
+    try:
+        app(list(arguments) if arguments is not None else None, standalone_mode=True)
+        raise SystemExit(0)
+    except SettingsError as error:
+        _fail(str(error), 2)
+    except LifeloggerError as error:
+        _fail(str(error))
+    except SQLAlchemyError as error:
+        from lifelogger.doctor import first_line
+
+        _fail(
+            f"The database does not answer as it should: {first_line(error)}. "
+            "Is database.url right, and are its tables made (`lifelogger migrate`)?"
+        )
+    except redis.RedisError as error:
+        _fail(f"Redis does not answer: {error!s:.200}. Is redis.url right?")
+    except BrokenPipeError:
+        # Whoever read us has gone; closing standard output must not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _fail(sentence: str, status: int = 1) -> NoReturn:
+    err.print(escape(sentence), style="red")
+    raise SystemExit(status)
+
+
+def _runtime() -> Runtime:
+    return processwide()
+
+
+# Processes -----------------------------------------------------------------------------------------
+
+
+def _seconds(value: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|)", value.strip())
+    if match is None or float(match[1]) == 0:
+        raise typer.BadParameter(f"{value!r} is not a time: write 60s, 5m or 1h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+@app.command()
+def run(
+    duration: Annotated[
+        str | None, typer.Option("--for", metavar="TIME", help="End by itself after so long: 60s, 5m, 1h.")
+    ] = None,
+) -> None:
+    """Run everything on this machine: sandbox, worker, periodiq and web. Ctrl-C ends it."""
+    from lifelogger import local
+    from lifelogger.store.migrate import upgrade
+    from lifelogger.web.login import login_token
+
+    seconds = None if duration is None else _seconds(duration)
+    rt = _runtime()
+    upgrade(rt.store)
+    token, made = login_token(rt.settings)
+    local.run(rt, _say, seconds=seconds, login_token=token if made else None)
+
+
+def _say(line: str) -> None:
+    out.print(escape(line))
+    out.file.flush()
+
+
+@app.command()
+def worker() -> None:
+    """Run a worker: the `dramatiq` command with our actors, as large as [worker] says."""
+    from lifelogger import local
+
+    _become(local.worker_command(get_settings()), local.application())
+
+
+@app.command()
+def periodiq() -> None:
+    """Run the timetable: the `periodiq` command, started again when it dies."""
+    from lifelogger import local
+    from lifelogger.supervisor import Part, Tree
+
+    settings = get_settings()
+    part = Part(
+        "periodiq",
+        local.periodiq_command(),
+        lambda log: "Registered periodic actors" in log,
+        f"syncs at {settings.schedule.sync!r}, refreshes tokens at {settings.schedule.refresh_tokens!r}",
+        settings.var / "log" / "periodiq.log",
+        cwd=local.application(),
+    )
+    with Tree(_say).running() as tree:
+        tree.start(part)
+        tree.wait_until_ready()
+        while True:
+            tree.watch()
+            time.sleep(local.LOOK_EVERY_SECONDS)
+
+
+@app.command()
+def web() -> None:
+    """Serve the status pages, the API and the dashboard."""
+    from lifelogger import local
+    from lifelogger.supervisor import refuse_occupied
+    from lifelogger.web.login import login_token
+
+    settings = get_settings()
+    refuse_occupied(settings.web.host, settings.web.port, "web")
+    token, made = login_token(settings)
+    if made:
+        _say(f"The login token is {token} (told only once)")
+    _say(f"lifelogger's pages are at {local.web_url(settings)}")
+    _become(local.web_command(settings))
+
+
+@app.command()
+def sandbox() -> None:
+    """Run the simulated providers."""
+    from lifelogger import local
+    from lifelogger.supervisor import refuse_occupied
+
+    settings = get_settings()
+    refuse_occupied(settings.sandbox.host, settings.sandbox.port, "sandbox")
+    _become(local.sandbox_command(settings))
+
+
+def _become(command: Sequence[str], folder: Path | None = None) -> NoReturn:
+    """Go on as another command, so that signals and the exit status are its own."""
+    if folder is not None:
+        os.chdir(folder)
+    sys.stdout.flush()
+    os.execv(command[0], list(command))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the tables of this version."""
+    from lifelogger.store import Store
+    from lifelogger.store.migrate import revisions, upgrade
+
+    settings = get_settings()
+    store = Store(database_url(settings))
+    before, newest = revisions(store)
+    upgrade(store)
+    out.print("Nothing to do." if before == newest else f"From {before or 'no tables'} to {newest}.")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look for what is wrong: a line for each check, with what to do next."""
+    from lifelogger.doctor import examine
+
+    findings = list(examine(_runtime()))
+    if as_json:
+        _print_json([{"part": each.part, "ok": each.ok, "sentence": each.sentence} for each in findings])
+    else:
+        for each in findings:
+            mark = {True: "[green]ok  [/]", False: "[red]FAIL[/]", None: "[yellow]note[/]"}[each.ok]
+            out.print(f"{mark} {each.part:<10} {escape(each.sentence)}")
+    if any(each.ok is False for each in findings):
+        raise typer.Exit(1)
+
+
+# People --------------------------------------------------------------------------------------------
+
+
+@user_app.command("add")
+def user_add(user_id: UserId) -> None:
+    """Add a user."""
+    from lifelogger.connections import add_user
+
+    if not user_id or len(user_id) > 200 or not user_id.isprintable():
+        raise SettingsError(f"{user_id[:50]!r} cannot be a user's id: 1 to 200 printable characters")
+    if not add_user(_runtime(), user_id):
+        raise LifeloggerError(f"There is a user {user_id!r} already")
+    out.print(f"Added {escape(user_id)}. Next: lifelogger connect {escape(user_id)} PROVIDER")
+
+
+@user_app.command("list")
+def user_list(
+    search: Annotated[str, typer.Option(help="Only ids that begin so.")] = "",
+    limit: Annotated[int, typer.Option(min=1)] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List users with the state of their connections."""
+    found = standing.users(_runtime(), limit=limit, search=search)
+    if as_json:
+        _print_json(found)
+        return
+    table = _table("user", "provider", "state")
+    for user in found:
+        for connection in user["connections"] or [{"provider": "", "sentence": "No connection."}]:
+            table.add_row(escape(user["user_id"]), connection["provider"], escape(connection["sentence"]))
+    _print_table(table, "No users yet: `lifelogger connect USER PROVIDER` adds one.")
+
+
+@app.command()
+def connect(
+    user_id: UserId,
+    provider: Annotated[str, typer.Argument(help="strava, for example; see [providers] in the settings.")],
+    port: Annotated[int, typer.Option(help="Port for the callback; 0: any free one.", min=0, max=65535)] = 0,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the address at once.")] = True,
+    timeout: Annotated[str, typer.Option(help="How long to wait for the person.")] = "5m",
+) -> None:
+    """Connect a user's account: opens the provider's page and waits for the answer."""
+    from lifelogger.client import request_sync
+    from lifelogger.connecting import connect as connect_account
+
+    rt = _runtime()
+
+    def show(address: str) -> None:
+        _say(f"Open this address and agree:\n{address}")
+        if open_browser and sys.stdin.isatty():
+            webbrowser.open(address)
+
+    new, missing = connect_account(rt, user_id, provider, show, port=port, seconds=_seconds(timeout))
+    out.print(f"{'Connected' if new else 'Connected again, keeping the data:'} {escape(user_id)}.")
+    if missing:
+        out.print(f"Not granted: {', '.join(missing)}. What needs it is not synced.", style="yellow")
+    request_sync(user_id, runtime=rt)
+
+
+@connections_app.command("import")
+def connections_import(
+    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", exists=True, dir_okay=False, readable=True)],
+) -> None:
+    """Import connections from JSON lines: all of them or, when any line is wrong, none."""
+    from lifelogger.connections import import_lines
+
+    rt = _runtime()
+    with file.open(encoding="utf-8", errors="replace") as lines, _progress() as progress:
+        total = sum(1 for _ in lines)
+        lines.seek(0)
+        done = import_lines(rt, progress.track(lines, total=total, description="Checking"))
+    out.print(f"{done.added} connections added, {done.replaced} replaced.")
+
+
+@app.command()
+def export(
+    user_id: UserId,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file, instead of printing.")
+    ] = None,
+) -> None:
+    """Write all that is kept about a user, as JSON Lines. Tokens are not in it."""
+    from lifelogger import export as exporting
+
+    rt = _runtime()
+    total = exporting.size(rt, user_id)
+    if output is None:
+        for each in exporting.objects(rt, user_id):
+            print(json.dumps(each))
+        sys.stdout.flush()
+        return
+    draft = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with _progress() as progress, open(draft, "x", encoding="utf-8", opener=_private) as file:
+            for each in progress.track(exporting.objects(rt, user_id), total=total, description="Exporting"):
+                file.write(json.dumps(each) + "\n")
+        draft.replace(output)  # whole, or not at all
+    except OSError as error:
+        raise LifeloggerError(f"{output} cannot be written: {error.strerror}") from None
+    finally:
+        draft.unlink(missing_ok=True)
+    err.print(f"{total} objects written to {escape(str(output))}.")
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+# Syncs ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def sync(
+    user_id: UserId,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until it is done, and tell what it did.")
+    ] = False,
+    timeout: Annotated[str, typer.Option(help="How long to wait.")] = "2m",
+) -> None:
+    """Ask for a sync of one user now."""
+    from lifelogger.client import request_sync
+
+    rt = _runtime()
+    user = standing.user(rt, user_id)
+    if user is None:
+        raise LifeloggerError(f"There is no user {user_id!r}: `lifelogger user list` shows all")
+    newest = max((each["id"] for each in standing.runs(rt, user_id=user_id, limit=1)), default=0)
+    asked = request_sync(user_id, runtime=rt)
+    if not asked:
+        sentences = [each["sentence"] for each in user["connections"]]
+        raise LifeloggerError(f"Nothing to sync: {' '.join(sentences) or 'no connection'}")
+    if not wait:
+        out.print(
+            f"Asked for {asked} connections. `lifelogger runs --user {escape(user_id)}` tells what came."
+        )
+        return
+    _wait_for_runs(rt, user_id, newest, _seconds(timeout))
+
+
+def _wait_for_runs(rt: Runtime, user_id: str, newest: int, seconds: float) -> None:
+    """Wait for the journal rows behind `newest`, print them; the exit status tells whether all went well."""
+    deadline = time.monotonic() + seconds
+    waiting = [each["sentence"] for each in _connections(rt, user_id) if each["wait_reason"]]
+    with _progress() as progress:
+        progress.add_task("Waiting for a worker", total=None)
+        while True:
+            runs = [each for each in standing.runs(rt, user_id=user_id, limit=20) if each["id"] > newest]
+            if runs and all(each["outcome"] != "running" for each in runs):
+                break
+            if not runs and waiting and len(waiting) == len(_connections(rt, user_id)):
+                raise LifeloggerError(" ".join(waiting))
+            if time.monotonic() > deadline:
+                raise LifeloggerError(
+                    "A sync is still running" if runs else
+                    f"No worker took it in {seconds:g} s: does one run (`make worker`)? It is not forgotten"
+                )  # fmt: skip
+            time.sleep(0.1)
+    _print_runs(runs)
+    if any(each["outcome"] not in ("ok", "deferred") for each in runs):
+        raise typer.Exit(1)
+
+
+def _connections(rt: Runtime, user_id: str) -> list[dict[str, Any]]:
+    user = standing.user(rt, user_id, runs_each=1)
+    return user["connections"] if user else []
+
+
+@app.command()
+def runs(
+    user: Annotated[str | None, typer.Option(help="Only of this user.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Show the journal: what each sync brought and cost, newest first."""
+    found = standing.runs(_runtime(), user_id=user, limit=limit)
+    if as_json:
+        _print_json(found)
+    else:
+        _print_runs(found)
+
+
+def _print_runs(found: list[dict[str, Any]]) -> None:
+    table = _table(
+        "started", "user", "provider", "asked by", "outcome", "new", "changed", "gone", "bad", "requests", ""
+    )
+    for each in found:
+        words = [each[name] for name in ("user_id", "provider", "trigger", "outcome")]
+        numbers = [each[name] for name in ("inserted", "updated", "deleted", "quarantined", "requests")]
+        table.add_row(
+            f"{each['started_at']:%m-%d %H:%M:%S}",
+            *map(escape, words),
+            *map(str, numbers),
+            escape(each["message"] or ""),
+        )
+    _print_table(table, "No syncs yet: `make periodiq` plans them, `make worker` runs them.")
+
+
+@app.command()
+def status(
+    user_id: Annotated[
+        str | None, typer.Argument(metavar="[USER]", help="Only this user, in detail.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how everything stands: totals, budgets, who waits for what."""
+    rt = _runtime()
+    if user_id is not None:
+        _user_status(rt, user_id, as_json)
+        return
+    now = standing.overview(rt)
+    if as_json:
+        _print_json(now)
+        return
+    out.print(
+        f"{now['users']} users, {now['connections']} connections, {now['records']:,} records, "
+        f"{now['quarantined']} quarantined."
+    )
+    tick = now["last_tick"]
+    out.print(
+        f"Last tick: {tick['name']} at {standing.moment(tick['fired_at'], now['now'])}, "
+        f"{tick['planned'] or 0} users planned."
+        if tick
+        else "No tick yet: `make periodiq` fires them."
+    )
+    for name, each in now["providers"].items():
+        out.print()
+        simulated = " (simulated by the sandbox)" if each["simulated"] else ""
+        last = standing.moment(each["last_sync"], now["now"]) if each["last_sync"] else "never"
+        out.print(f"[bold]{escape(each['title'])}[/]{simulated}: {each['connections']} connections, "
+                  f"{each['records']:,} records, last sync {last}.")  # fmt: skip
+        if each["needs_reauth"]:
+            out.print(f"  {each['needs_reauth']} wait for their people to sign in again.", style="yellow")
+        _print_budget(name, each["budget"])
+        for wait in each["waits"]:
+            until = standing.moment(wait["until"], now["now"])
+            out.print(f"  {wait['connections']} wait until {until}: {escape(wait['reason'])}.")
+
+
+def _user_status(rt: Runtime, user_id: str, as_json: bool) -> None:
+    user = standing.user(rt, user_id)
+    if user is None:
+        raise LifeloggerError(f"There is no user {user_id!r}: `lifelogger user list` shows all")
+    if as_json:
+        _print_json(user)
+        return
+    for each in user["connections"]:
+        last = standing.moment(each["last_sync_at"], rt.clock()) if each["last_sync_at"] else "never"
+        out.print(f"[bold]{escape(each['provider'])}[/]: {escape(each['sentence'])}")
+        out.print(f"  {each['records']:,} records, {each['quarantined']} quarantined; last sync {last}.")
+        for stream in each["streams"]:
+            if stream["off_reason"]:
+                out.print(f"  {stream['name']} is off: {escape(stream['off_reason'])}.")
+            elif stream["history_left_until"]:
+                left = f"{stream['history_left_until']:%Y-%m-%d}"
+                out.print(f"  {stream['name']}: history before {left} is still to come.")
+    if not user["connections"]:
+        out.print(f"No connection yet: lifelogger connect {escape(user_id)} PROVIDER")
+    _print_runs(user["runs"])
+
+
+@app.command()
+def budget(as_json: AsJson = False) -> None:
+    """Show what is spent of each provider's request budget."""
+    rt = _runtime()
+    found = {name: standing.budget(rt, name) for name in rt.enabled()}
+    if as_json:
+        _print_json(found)
+        return
+    for name, windows in found.items():
+        out.print(f"[bold]{escape(rt.providers[name].title)}[/]")
+        _print_budget(name, windows)
+
+
+def _print_budget(name: str, windows: list[dict[str, Any]] | None) -> None:
+    if windows is None:
+        out.print("  Its budget is unknown: Redis does not answer. No request is sent.", style="yellow")
+    for window in windows or []:
+        used = "not known yet" if not window["known"] else f"{window['used']} of {window['limit']} used"
+        closed = f", closed until {window['closed_until']:%H:%M} UTC" if window["closed_until"] else ""
+        out.print(f"  {window['pool']} to {window['end']:%H:%M} UTC: {used}{closed}")
+
+
+# Keys ----------------------------------------------------------------------------------------------
+
+
+@keys_app.command("new")
+def keys_new() -> None:
+    """Print a new key for security.encryption_keys."""
+    from cryptography.fernet import Fernet
+
+    print(Fernet.generate_key().decode())
+
+
+@keys_app.command("rotate")
+def keys_rotate() -> None:
+    """Encrypt all stored tokens with the first key again, so that the others can be dropped."""
+    from lifelogger.tokens import rotate_keys
+
+    out.print(f"The tokens of {rotate_keys(_runtime())} connections are encrypted with the first key now.")
+
+
+# Printing ------------------------------------------------------------------------------------------
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(standing.as_json(value), indent=2))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _print_table(table: Table, when_empty: str) -> None:
+    out.print(table if table.row_count else when_empty)
+
+
+def _progress() -> Progress:
+    """A bar on standard error, gone afterwards; nothing where nobody looks."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)

@@ -1,0 +1,145 @@
+"""Connecting an account from the command line: the OAuth code grant (RFC 6749, 4.1) over a loopback address.
+
+The person opens the provider's page, agrees, and the browser comes back to a small server that waits on this
+machine alone (RFC 8252, 7.3) and answers one callback.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import threading
+from collections.abc import Callable
+from html import escape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import SecretStr
+
+from lifelogger.connections import Line, save
+from lifelogger.errors import LifeloggerError, Refused
+from lifelogger.http import call_token_endpoint
+from lifelogger.providers.base import Grant, split_scopes
+from lifelogger.runtime import Runtime
+
+HOST = "127.0.0.1"
+PATH = "/callback"
+
+
+class Callback:
+    """Waits for one authorisation to come back. `with` it; `address` is the redirect address."""
+
+    def __init__(self, state: str, port: int = 0) -> None:
+        self.query: dict[str, str] = {}
+        self._came = threading.Event()
+        callback = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                parts = urlsplit(self.path)
+                query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+                if parts.path != PATH or not hmac.compare_digest(query.get("state", ""), state):
+                    self.answer(400, "This is not the answer that lifelogger waits for.")
+                    return
+                self.answer(200, "Thank you. You can close this page and go back to the command line.")
+                callback.query = query
+                callback._came.set()
+
+            def answer(self, status: int, sentence: str) -> None:
+                body = f"<!doctype html><title>lifelogger</title><p>{escape(sentence)}</p>".encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *details: Any) -> None:
+                """Nothing is logged: the address holds the code."""
+
+        try:
+            self._server = ThreadingHTTPServer((HOST, port), Handler)
+        except OSError as error:
+            raise LifeloggerError(f"Cannot listen on {HOST} port {port}: {error.strerror}") from None
+        self.address = f"http://{HOST}:{self._server.server_port}{PATH}"
+
+    def __enter__(self) -> Callback:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def wait(self, seconds: float) -> dict[str, str]:
+        """The query of the callback. Raises `LifeloggerError` when none comes in time."""
+        if not self._came.wait(seconds):
+            raise LifeloggerError(f"Nobody came back from the provider's page within {seconds:g} s")
+        return self.query
+
+
+def connect(
+    rt: Runtime,
+    user_id: str,
+    provider_name: str,
+    show: Callable[[str], None],
+    *,
+    port: int = 0,
+    seconds: float = 300,
+) -> tuple[bool, list[str]]:
+    """Connect a user's account: `show` gets the address to open; returns when the callback has come.
+
+    Returns whether the connection is new, and the scopes that were asked for but not granted. Raises
+    `LifeloggerError` with a sentence when the person or the provider refuses, or the account is
+    somebody else's.
+    """
+    provider = rt.enabled().get(provider_name)
+    if provider is None:
+        raise LifeloggerError(
+            f"No provider {provider_name!r} is enabled: {', '.join(rt.enabled()) or 'none at all'}"
+        )
+    settings = rt.settings.providers[provider_name]
+    if not settings.client_id:
+        raise LifeloggerError(
+            f"providers.{provider_name}.client_id is not set: {provider.title} has no application"
+        )
+    state = secrets.token_urlsafe(32)
+    with Callback(state, port) as callback:
+        show(provider.authorize_address(settings, redirect_uri=callback.address, state=state))
+        query = callback.wait(seconds)
+        if "error" in query or "code" not in query:
+            raise Refused(
+                f"{provider.title} was not connected: {query.get('error', 'no code came back')!s:.100}"
+            )
+        grant = _redeem(rt, provider_name, query["code"], callback.address)
+    scopes = grant.scopes or split_scopes(query.get("scope")) or provider.scopes
+    line = Line(
+        user_id=user_id,
+        provider=provider_name,
+        access_token=SecretStr(grant.access_token),
+        refresh_token=SecretStr(grant.refresh_token) if grant.refresh_token else None,
+        expires_at=grant.expires_at,
+        scopes=list(scopes),
+        provider_user_id=grant.provider_user_id,
+    )
+    with rt.store.write() as db:
+        new = save(rt, db, line)
+    return new, [scope for scope in provider.scopes if scope not in scopes]
+
+
+def _redeem(rt: Runtime, name: str, code: str, redirect_uri: str) -> Grant:
+    provider, settings = rt.providers[name], rt.settings.providers[name]
+    reply = call_token_endpoint(
+        provider,
+        settings,
+        rt.settings.http,
+        rt.budget,
+        rt.clock,
+        provider.pools(settings, 0, token=True),
+        {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri},
+    )
+    if reply.status >= 300:
+        raise Refused(
+            f"{provider.title} refused the code ({reply.status}): are its client_id and client_secret right?"
+        )
+    return provider.grant(reply.body, rt.clock())

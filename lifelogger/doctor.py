@@ -1,0 +1,150 @@
+"""Looking for what is wrong: each check is one sentence, and what to do next. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import redis
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from lifelogger import status
+from lifelogger.errors import SettingsError
+from lifelogger.runtime import Runtime
+from lifelogger.store.migrate import revisions
+from lifelogger.store.models import Connection, Tick
+
+OLD_TICK = timedelta(hours=1)
+HEARTBEAT = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. `ok` None: nothing is broken, but somebody should know."""
+
+    part: str
+    ok: bool | None
+    sentence: str
+
+
+def examine(rt: Runtime) -> Iterator[Finding]:
+    """All checks. A part that is down costs its own checks only."""
+    yield from _guarded("database", lambda: database(rt))
+    yield from _guarded("redis", lambda: redis_server(rt))
+    yield from _guarded("security", lambda: security(rt))
+    yield from _guarded("providers", lambda: providers(rt))
+    yield from _guarded("work", lambda: work(rt))
+
+
+def _guarded(part: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except SQLAlchemyError as error:
+        yield Finding(
+            part, False, f"The database does not answer: {first_line(error)}. Is database.url right?"
+        )
+    except redis.RedisError as error:
+        yield Finding(part, False, f"Redis does not answer: {first_line(error)}. Is redis.url right?")
+
+
+def first_line(error: BaseException) -> str:
+    """What a driver says, without the statement and its parameters that SQLAlchemy adds."""
+    said = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
+    return said.splitlines()[0][:200].rstrip(".")
+
+
+def database(rt: Runtime) -> Iterator[Finding]:
+    current, newest = revisions(rt.store)
+    kind = "SQLite" if rt.store.is_sqlite else "PostgreSQL"
+    if current == newest:
+        yield Finding("database", True, f"{kind} answers and has the tables of this version.")
+    else:
+        yield Finding(
+            "database",
+            False,
+            f"{kind} has the tables of {current or 'no version'}, not {newest}: `lifelogger migrate`.",
+        )
+
+
+def redis_server(rt: Runtime) -> Iterator[Finding]:
+    info: Any = rt.redis.info()
+    yield Finding("redis", True, f"Redis {info.get('redis_version')} answers.")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        yield Finding(
+            "redis",
+            None,
+            f"Redis may evict queues, locks and budgets (maxmemory-policy {policy}): set noeviction.",
+        )
+    if not info.get("aof_enabled"):
+        yield Finding(
+            "redis",
+            None,
+            "Redis keeps no append-only file: after a restart queues are empty and budgets unknown.",
+        )
+
+
+def security(rt: Runtime) -> Iterator[Finding]:
+    with rt.store.read() as db:
+        sealed = db.scalar(select(Connection.access_token).limit(1))
+    if not rt.settings.security.encryption_keys:
+        yield Finding(
+            "security",
+            None,
+            f"Tokens are encrypted with the key in {rt.settings.var}/encryption.key: back it up.",
+        )
+    if sealed is not None:
+        try:
+            rt.vault.decrypt(sealed)
+        except SettingsError as error:
+            yield Finding("security", False, f"{error}.")
+        else:
+            yield Finding("security", True, "The stored tokens can be decrypted.")
+
+
+def providers(rt: Runtime) -> Iterator[Finding]:
+    if not rt.enabled():
+        yield Finding("providers", False, "No provider is enabled: set providers.<name>.enabled.")
+    for name, provider in rt.enabled().items():
+        settings = rt.settings.providers[name]
+        if name in rt.settings.simulated:
+            yield Finding(
+                name, None, f"{provider.title} is simulated by the sandbox, because it has no client_id."
+            )
+        elif not settings.client_secret.get_secret_value():
+            yield Finding(
+                name, False, f"providers.{name}.client_secret is not set: tokens cannot be refreshed."
+            )
+        else:
+            yield Finding(name, True, f"{provider.title} has an application of its own.")
+        for window in status.budget(rt, name) or []:
+            if not window["remaining"] and window["known"]:
+                yield Finding(
+                    name,
+                    None,
+                    f"{window['used']} of {window['limit']} {window['pool']} are spent "
+                    f"until {window['end']:%H:%M} UTC.",
+                )
+
+
+def work(rt: Runtime) -> Iterator[Finding]:
+    lately = (rt.clock() - HEARTBEAT).timestamp() * 1000
+    alive: Any = rt.redis.zcount(f"{rt.settings.redis.prefix}:__heartbeats__", lately, "+inf")
+    if alive:
+        yield Finding("work", True, f"{alive} worker processes were heard of in the last minute.")
+    else:
+        yield Finding("work", None, "No worker is running: `make worker`.")
+    with rt.store.read() as db:
+        last = db.scalar(select(func.max(Tick.fired_at)))
+        again = db.scalar(select(func.count()).where(Connection.status == "needs_reauth"))
+    now = rt.clock()
+    if last is None or now - last > OLD_TICK:
+        when = f"since {status.moment(last, now)}" if last else "ever"
+        yield Finding("work", None, f"No tick has fired {when}: `make periodiq`.")
+    else:
+        yield Finding("work", True, f"The last tick fired at {status.moment(last, now)}.")
+    if again:
+        yield Finding("work", None, f"{again} connections wait for their people to sign in again.")

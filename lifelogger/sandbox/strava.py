@@ -1,0 +1,683 @@
+"""The simulated Strava, API v3: sources are Strava's own Swagger document and its developer pages.
+
+Where they are silent it does what loses no data; such choices are told beside the code.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from random import Random
+from typing import Any, ClassVar
+from zoneinfo import ZoneInfo
+
+from lifelogger.sandbox.activities import Activities, Shown
+from lifelogger.sandbox.clock import Clock
+from lifelogger.sandbox.consent import Consent
+from lifelogger.sandbox.grants import Grant, Token
+from lifelogger.sandbox.ledger import OTHER, PAGE, READ, TOKEN, USED_TWICE, Ledger
+from lifelogger.sandbox.people import SPORTS, Activity, Measures, People, Person, Sport
+from lifelogger.sandbox.provider import Call, Mistake, Provider, Reply, compact, json_reply, route, whole
+from lifelogger.sandbox.state import State
+
+WINDOWS = (900, 86_400)
+SCOPES = (
+    "read",
+    "read_all",
+    "profile:read_all",
+    "profile:write",
+    "activity:read",
+    "activity:read_all",
+    "activity:write",
+)
+USUAL_SCOPES = ("read", "activity:read_all")
+LARGEST_PAGE = 200
+DEFAULT_PAGE = 30
+KEPT_SECONDS = 3600
+"""A refresh returns the access token there is while it has more than this left."""
+ROTATIONS = ("new access token", "always", "never")
+MOST_RENDERED = 50_000
+"""Items kept as JSON: some 60 MB."""
+
+MOST_START = 60_000_000_000
+"""Starts further from 1970 (epoch seconds) have no local time, but an order they still have."""
+
+TYPES = {"TrailRun": "Run", "GravelRide": "Ride", "MountainBikeRide": "Ride"}
+"""The older `type` of a `sport_type`, where it is another word."""
+STREAMS = (
+    "time",
+    "distance",
+    "latlng",
+    "altitude",
+    "velocity_smooth",
+    "heartrate",
+    "cadence",
+    "watts",
+    "temp",
+    "moving",
+    "grade_smooth",
+)
+DEVICES = (
+    "Garmin Edge 1030",
+    "Garmin Forerunner 255",
+    "Wahoo ELEMNT BOLT",
+    "Apple Watch Series 9",
+    "COROS PACE 3",
+)
+
+
+class Strava(Provider):
+    """People's activities, one list each."""
+
+    name = "strava"
+    title = "Strava"
+    base = "/api/v3"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "short_pages": False,
+        "rotate": "new access token",
+        "access_token_seconds": 6 * 3600,
+    }
+    pools: ClassVar[Mapping[str, tuple[int, ...]]] = {"reads": WINDOWS, "overall": WINDOWS}
+
+    def __init__(
+        self, state: State, clock: Clock, people: People, activities: Activities, ledger: Ledger
+    ) -> None:
+        super().__init__(state, clock, people, activities, ledger)
+        self.consent = Consent(self.grants, people, self.title, SCOPES, ",")
+        self.routes = (
+            route(READ, "GET /athlete/activities", self._list, self.base),
+            route(READ, "GET /athlete", self._athlete, self.base),
+            route(READ, "GET /activities/{id}", self._detail, self.base),
+            route(READ, "GET /activities/{id}/streams", self._streams, self.base),
+            route(TOKEN, "POST /oauth/token", self._token, self.base),
+            route(TOKEN, "POST /oauth/revoke", self._revoke),
+            route(PAGE, "GET /oauth/authorize", self._authorize),
+        )
+
+    def load(self) -> None:
+        super().load()
+        self._rendered: dict[tuple[int, int], bytes] = {}
+
+    def first_limits(self) -> dict[str, list[int]]:
+        return {"reads": [100, 1000], "overall": [200, 2000]}
+
+    def check_setting(self, name: str, value: object) -> None:
+        if name == "short_pages" and isinstance(value, bool):
+            return
+        if name == "rotate" and value in ROTATIONS:
+            return
+        if name == "access_token_seconds" and whole(value):
+            return
+        if name in self.defaults:
+            raise Mistake(f"{name}: {value!r} is no value of it; `rotate` is one of {', '.join(ROTATIONS)}")
+        raise Mistake(f"no setting {name!r}: one of {', '.join(self.defaults)}")
+
+    # Who asks, and what it costs
+
+    def identify(self, call: Call) -> None:
+        kind = self.kind(call)
+        if kind == PAGE:
+            call.client = call.asked("client_id") or ""
+            call.entry.person = call.asked("person")
+        elif kind == TOKEN:
+            call.client = call.form.get("client_id") or basic(call)[0]
+            # A refresh tells its refresh token, a revocation either of the two.
+            refresh, either = call.form.get("refresh_token", ""), call.form.get("token", "")
+            call.token = self.grants.find(refresh or either, "refresh") or self.grants.find(either, "access")
+        else:
+            call.token = self.grants.find(bearer(call), "access")
+            # A token that was never given out tells no application. Whoever sent it is most likely
+            # the one that signed in last, and shall not get requests for free.
+            call.client = call.token.grant.client if call.token else self.grants.newest_client()
+        if call.token:
+            call.entry.person = call.token.grant.person
+        call.entry.client = call.client or None
+
+    def count(self, call: Call) -> None:
+        kind = self.kind(call)
+        if kind == PAGE or not (call.path.startswith(f"{self.base}/") or kind == TOKEN):
+            return
+        reads = kind == READ or (kind == OTHER and call.method == "GET")
+        call.pools = self.counted("reads" if reads else "overall")
+        call.refused = self.spend(call.client, call.pools, call.now)
+
+    def headers(self, call: Call) -> dict[str, str]:
+        """The limits of the application and what it used of them, in the windows of the reply."""
+        if not call.path.startswith(f"{self.base}/") and self.kind(call) != TOKEN:
+            return {}
+        now = self.clock.now()
+        found = {}
+        for pool, prefix in (("overall", "X-RateLimit"), ("reads", "X-ReadRateLimit")):
+            found[f"{prefix}-Limit"] = pair(self.limits[pool])
+            found[f"{prefix}-Usage"] = pair(self.usage(call.client, pool, now))
+        return found
+
+    def usage_note(self, call: Call) -> str:
+        now = self.clock.now()
+        return " ".join(f"{pool} {pair(self.usage(call.client, pool, now))}" for pool in call.pools)
+
+    # What is answered
+
+    def answer(self, call: Call) -> Reply:
+        if call.refused:
+            return fault(429, "Rate Limit Exceeded", "Application", "rate limit", "exceeded")
+        if call.route is None:
+            call.entry.note = "no such route"
+            return fault(404, "Record Not Found", "resource", "path", "invalid")
+        if call.route.kind == READ:
+            refused = self._refuse(call)
+            if refused:
+                return refused
+        return call.route.answer(call)
+
+    def failure(self, status: int) -> Reply:
+        return fault(status, f"Error {status}", "Application", "", "error")
+
+    def _refuse(self, call: Call) -> Reply | None:
+        """What a read is answered whose token does not work."""
+        token = call.token
+        if token is None:
+            call.entry.note = "unknown access token" if bearer(call) else "no access token"
+        if token is None or token.grant.revoked or expired(token, self.clock.now()):
+            return fault(401, "Authorization Error", "Athlete", "access_token", "invalid")
+        return None
+
+    def _athlete(self, call: Call) -> Reply:
+        grant, person = self._owner(call)
+        return json_reply(200, athlete(person, detailed="profile:read_all" in grant.scopes))
+
+    def _list(self, call: Call) -> Reply:
+        grant, person = self._owner(call)
+        if not reads_activities(grant):
+            return missing(call)
+        try:
+            after, before = number(call, "after"), number(call, "before")
+            page = number(call, "page", 1, 2**31) or 1
+            size = number(call, "per_page", 1, LARGEST_PAGE) or DEFAULT_PAGE
+        except ValueError as error:
+            call.entry.note = f"{error}: not a number it can be"
+            return fault(400, "Bad Request", "Application", str(error), "invalid")
+        if call.endless:
+            after, before, page = None, None, 1
+        view = self.activities.view(self.name, person, self.clock.now())
+        shown = view.between(after, before)
+        if after is None:
+            shown = shown[::-1]
+        items = self._page(shown, page, size, everything="activity:read_all" in grant.scopes)
+        return Reply(200, b"[" + b",".join(map(self._render, items)) + b"]")
+
+    def _page(self, shown: Sequence[Shown], page: int, size: int, everything: bool) -> Sequence[Shown]:
+        """One page of a list. Strava cuts pages first and then drops what the token may not see.
+
+        A page that lost all it had is left out: an empty one tells the client that the list has ended.
+        """
+        if self.settings["short_pages"]:
+            size = max(1, size * 2 // 3)
+        if everything:
+            return shown[(page - 1) * size : page * size]
+        pages = (
+            [one for one in shown[first : first + size] if not self._private(one)]
+            for first in range(0, len(shown), size)
+        )
+        full = [items for items in pages if items]
+        return full[page - 1] if page <= len(full) else ()
+
+    def _detail(self, call: Call) -> Reply:
+        grant, person = self._owner(call)
+        if not reads_activities(grant):
+            return missing(call)
+        one = self._own(call, grant, person)
+        if one is None:
+            return fault(404, "Record Not Found", "Activity", "id", "invalid")
+        item = self.item(one)
+        if one.change.raw is None:
+            measured = self.people.measures(one.activity)
+            item = {**item, **details(one.activity, measured), **one.change.fields}
+            item = {name: value for name, value in item.items() if name not in one.change.removed}
+        return json_reply(200, item)
+
+    def _streams(self, call: Call) -> Reply:
+        grant, person = self._owner(call)
+        if not reads_activities(grant):
+            return missing(call)
+        keys = list(filter(None, (call.asked("keys") or "").split(",")))
+        if not keys or any(key not in STREAMS for key in keys):
+            call.entry.note = "keys: not names of streams"
+            return fault(400, "Bad Request", "Stream", "keys", "invalid")
+        if call.asked("key_by_type") not in ("true", "1"):
+            call.entry.note = "key_by_type: must be true"
+            return fault(400, "Bad Request", "Stream", "key_by_type", "invalid")
+        one = self._own(call, grant, person)
+        measured = self.people.measures(one.activity) if one else None
+        if one is None or measured is None or measured.manual:
+            return fault(404, "Record Not Found", "resource", "path", "invalid")
+        found = streams(one.activity, measured, person)
+        return json_reply(200, {key: found[key] for key in keys if key in found})
+
+    def _owner(self, call: Call) -> tuple[Grant, Person]:
+        assert call.token is not None
+        return call.token.grant, self.people.by_id[call.token.grant.person]
+
+    def _own(self, call: Call, grant: Grant, person: Person) -> Shown | None:
+        """The activity that is asked for, if it is the person's and the token may see it."""
+        one = self.activities.view(self.name, person, self.clock.now()).find(int(call.params["id"]))
+        if one is None or (self._private(one) and "activity:read_all" not in grant.scopes):
+            return None
+        return one
+
+    def _private(self, one: Shown) -> bool:
+        return bool(one.change.fields.get("private", one.activity.private))
+
+    # Items
+
+    def item(self, shown: Shown) -> Any:
+        """A `SummaryActivity`, with what was edited in it."""
+        _, activity, change = shown
+        if change.raw is not None:
+            return json.loads(change.raw)
+        person = self.people.all[activity.owner]
+        if change.start is not None and abs(change.start) < MOST_START:
+            activity = activity._replace(start=change.start)
+        item = summary(person, activity, self.people.measures(activity)) | dict(change.fields)
+        return {name: value for name, value in item.items() if name not in change.removed}
+
+    def _render(self, shown: Shown) -> bytes:
+        key = (shown.activity.key, shown.change.version)
+        text = self._rendered.get(key)
+        if text is None:
+            if len(self._rendered) >= MOST_RENDERED:
+                self._rendered.clear()
+            text = self._rendered[key] = compact(self.item(shown))
+        return text
+
+    def start_in(self, fields: Mapping[str, Any]) -> int | None:
+        text = fields.get("start_date")
+        if not isinstance(text, str):
+            return None
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            return None  # a date that is none, on purpose: the order stays
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+    def account(self, person: Person) -> dict[str, Any]:
+        return {"athlete_id": athlete_id(person)}
+
+    # Authorisation
+
+    def connect(self, person: Person, client: str, scopes: Sequence[str] | None) -> dict[str, Any]:
+        asked = tuple(scopes) if scopes is not None else USUAL_SCOPES
+        for scope in asked:
+            if scope not in SCOPES:
+                raise Mistake(f"no scope {scope!r}: one of {', '.join(SCOPES)}")
+        now = self.clock.now()
+        grant = self.grants.open(client, person.user_id, asked, now)
+        access, expires_at = self._issue_access(grant, now)
+        return {
+            "access_token": access,
+            "refresh_token": self.grants.issue(grant, "refresh"),
+            "expires_at": expires_at,
+            "scopes": list(asked),
+            "provider_user_id": str(athlete_id(person)),
+        }
+
+    def _authorize(self, call: Call) -> Reply:
+        try:
+            return self.consent.answer(call)
+        except Mistake as error:
+            call.entry.note = f"{error}: missing or not one that can be"
+            return fault(400, "Bad Request", "Application", str(error), "invalid")
+
+    def _token(self, call: Call) -> Reply:
+        client, secret = call.form.get("client_id", ""), call.form.get("client_secret", "")
+        if not self.knows_client(client, secret):
+            call.entry.note = "wrong client id or secret"
+            return fault(401, "Authorization Error", "Application", "client_secret", "invalid")
+        grant_type = call.form.get("grant_type")
+        if grant_type == "authorization_code":
+            return self._redeem(call, client)
+        if grant_type == "refresh_token":
+            return self._refresh(call, client)
+        call.entry.note = "unknown grant_type"
+        return fault(400, "Bad Request", "Application", "grant_type", "invalid")
+
+    def _redeem(self, call: Call, client: str) -> Reply:
+        now = self.clock.now()
+        code = self.grants.redeem(call.form.get("code", ""), client, now)
+        if code is None:
+            call.entry.note = "unknown, used or old code"
+            return fault(400, "Bad Request", "AuthorizationCode", "code", "invalid")
+        call.entry.person = code.person
+        grant = self.grants.open(client, code.person, code.scopes, now)
+        access, expires_at = self._issue_access(grant, now)
+        refresh = self.grants.issue(grant, "refresh")
+        reply = token_reply(grant, access, refresh, expires_at, now)
+        return json_reply(200, {**reply, "athlete": athlete(self.people.by_id[code.person], detailed=False)})
+
+    def _refresh(self, call: Call, client: str) -> Reply:
+        """A new access token, unless there is one with an hour left. Older ones work until they expire."""
+        now = self.clock.now()
+        token = call.token if call.form.get("refresh_token") else None
+        if token is None or token.grant.client != client:
+            call.entry.note = "unknown refresh token"
+        elif token.replaced:
+            call.entry.note = USED_TWICE
+        elif not token.grant.revoked:
+            grant, refresh = token.grant, token.token
+            newest = self.grants.newest(grant, "access")
+            if newest and newest.expires_at is not None and newest.expires_at - now > KEPT_SECONDS:
+                access, expires_at, is_new = newest.token, newest.expires_at, False
+            else:
+                (access, expires_at), is_new = self._issue_access(grant, now), True
+            rotate = self.settings["rotate"]
+            if rotate == "always" or (is_new and rotate == "new access token"):
+                self.grants.replace(grant, "refresh", now)
+                refresh = self.grants.issue(grant, "refresh")
+            return json_reply(200, token_reply(grant, access, refresh, expires_at, now))
+        return fault(400, "Bad Request", "RefreshToken", "refresh_token", "invalid")
+
+    def _issue_access(self, grant: Grant, now: float) -> tuple[str, int]:
+        expires_at = int(now) + int(self.settings["access_token_seconds"])
+        return self.grants.issue(grant, "access", expires_at), expires_at
+
+    def _revoke(self, call: Call) -> Reply:
+        client, secret = basic(call)
+        if client not in self.secrets or not self.knows_client(client, secret):
+            call.entry.note = "wrong client id or secret"
+            return fault(401, "Authorization Error", "Application", "client_secret", "invalid")
+        if not call.form.get("token"):
+            call.entry.note = "no token to revoke"
+            return fault(400, "Bad Request", "Application", "token", "missing")
+        # An unknown token is answered like a known one (RFC 7009, 2.2).
+        if call.token and call.token.grant.client == client:
+            self.grants.revoke(call.token.grant.person, self.clock.now(), client)
+        return json_reply(200, {})
+
+
+# Errors and parameters
+
+
+def fault(status: int, message: str, resource: str, field: str, code: str) -> Reply:
+    """An error in Strava's `Fault` shape."""
+    errors = [{"resource": resource, "field": field, "code": code}]
+    return json_reply(status, {"message": message, "errors": errors})
+
+
+def missing(call: Call) -> Reply:
+    call.entry.note = "scope activity:read is missing"
+    return fault(403, "Forbidden", "AccessToken", "activity:read_permission", "missing")
+
+
+def reads_activities(grant: Grant) -> bool:
+    return "activity:read" in grant.scopes or "activity:read_all" in grant.scopes
+
+
+def expired(token: Token, now: float) -> bool:
+    return token.expires_at is not None and token.expires_at <= now
+
+
+def number(call: Call, name: str, least: int = 0, most: int = 2**63) -> int | None:
+    """A whole number of the query, None without it. Raises ValueError, with the name, when it cannot be."""
+    text = call.asked(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+        raise ValueError(name)
+    return int(text)
+
+
+def bearer(call: Call) -> str:
+    scheme, _, token = call.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def basic(call: Call) -> tuple[str, str]:
+    """Client id and secret of HTTP Basic; empty when there are none."""
+    scheme, _, text = call.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return "", ""
+    try:
+        client, _, secret = base64.b64decode(text, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return "", ""
+    return client, secret
+
+
+def pair(numbers: Sequence[int]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def token_reply(grant: Grant, access: str, refresh: str, expires_at: int, now: float) -> dict[str, Any]:
+    return {
+        "token_type": "Bearer",
+        "access_token": access,
+        "expires_at": expires_at,
+        "expires_in": max(0, expires_at - int(now)),
+        "refresh_token": refresh,
+        "scope": " ".join(grant.scopes),
+    }
+
+
+# How Strava shows people and what they did
+
+
+def athlete_id(person: Person) -> int:
+    return 41_000_000 + person.index * 977
+
+
+def athlete(person: Person, *, detailed: bool) -> dict[str, Any]:
+    """A `SummaryAthlete`, or a `DetailedAthlete`."""
+    zone, city, country, _, _ = person.home
+    miles = zone.startswith("America/") and country == "United States"
+    shown = {
+        "id": athlete_id(person),
+        "username": person.user_id,
+        "resource_state": 2,
+        "firstname": person.first_name,
+        "lastname": person.last_name,
+        "city": city,
+        "state": None,
+        "country": country,
+        "sex": person.sex,
+        "premium": person.index % 3 == 0,
+        "created_at": utc(person.joined),
+        "updated_at": utc(person.joined),
+        "badge_type_id": 0,
+        "profile_medium": "avatar/athlete/medium.png",
+        "profile": "avatar/athlete/large.png",
+        "friend": None,
+        "follower": None,
+    }
+    if not detailed:
+        return shown
+    return {
+        **shown,
+        "resource_state": 3,
+        "follower_count": person.index % 50,
+        "friend_count": person.index % 40,
+        "mutual_friend_count": 0,
+        "athlete_type": 1,
+        "date_preference": "%m/%d/%Y",
+        "measurement_preference": "feet" if miles else "meters",
+        "clubs": [],
+        "ftp": None,
+        "weight": person.weight,
+        "bikes": [
+            {"id": gear(person, "b"), "primary": True, "name": "Tarmac", "resource_state": 2, "distance": 0}
+        ],
+        "shoes": [
+            {"id": gear(person, "g"), "primary": True, "name": "adidas", "resource_state": 2, "distance": 0}
+        ],
+    }
+
+
+def summary(person: Person, activity: Activity, measured: Measures) -> dict[str, Any]:
+    """A `SummaryActivity`, its fields in the order of the Swagger example."""
+    zone_name, _, country, latitude, longitude = person.home
+    local = datetime.fromtimestamp(activity.start, ZoneInfo(zone_name))
+    offset = local.utcoffset()
+    summer = local.dst()
+    assert offset is not None
+    assert summer is not None
+    offset_seconds = int(offset.total_seconds())
+    sport = SPORTS.get(activity.sport, Sport(0, 40, 0))
+    words = measured.words
+    outdoors = sport.speed > 0 and not sport.indoor and not measured.manual
+    place = [round(latitude + words.gauss(0, 0.03), 6), round(longitude + words.gauss(0, 0.03), 6)]
+    device = None if measured.manual else DEVICES[(person.index + words.randint(0, 1)) % len(DEVICES)]
+    item = {
+        "resource_state": 2,
+        "athlete": {"id": athlete_id(person), "resource_state": 1},
+        "name": f"{time_of_day(local.hour)} {spoken(activity.sport)}",
+        "distance": measured.distance,
+        "moving_time": measured.moving,
+        "elapsed_time": activity.elapsed,
+        "total_elevation_gain": measured.climb,
+        "type": TYPES.get(activity.sport, activity.sport),
+        "sport_type": activity.sport,
+        "workout_type": None,
+        "id": activity.key,
+        "external_id": None if measured.manual else f"garmin_push_{activity.key * 7}",
+        "upload_id": None if measured.manual else activity.key + 10_000_000_000,
+        "start_date": utc(activity.start),
+        "start_date_local": local.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "timezone": f"(GMT{signed(int((offset - summer).total_seconds()))}) {zone_name}",
+        "utc_offset": offset_seconds,
+        "start_latlng": place if outdoors else None,
+        "end_latlng": place if outdoors else None,
+        "location_city": None,
+        "location_state": None,
+        "location_country": country,
+        "achievement_count": words.randint(0, 3),
+        "kudos_count": words.randint(0, 25),
+        "comment_count": words.randint(0, 2),
+        "athlete_count": 1,
+        "photo_count": 0,
+        "map": {
+            "id": f"a{activity.key}",
+            "summary_polyline": polyline(place, words) if outdoors else None,
+            "resource_state": 2,
+        },
+        "device_name": device,
+        "trainer": sport.indoor,
+        "commute": outdoors and words.random() < 0.1,
+        "manual": measured.manual,
+        "private": activity.private,
+        "flagged": False,
+        "gear_id": gear(person, "b" if sport.pedals else "g") if sport.speed > 1.2 else None,
+        "from_accepted_tag": False,
+        "average_speed": round(measured.distance / measured.moving, 3),
+        "max_speed": measured.top_speed,
+    }
+    if measured.cadence is not None:
+        item["average_cadence"] = measured.cadence
+    if measured.watts is not None:
+        item["average_watts"] = measured.watts
+        item["weighted_average_watts"] = int(measured.watts * 1.12)
+        item["kilojoules"] = round(measured.watts * measured.moving / 1000, 1)
+        item["device_watts"] = words.random() < 0.5
+        item["max_watts"] = int(measured.watts * 2.4)
+    item["has_heartrate"] = measured.pulse is not None
+    if measured.pulse is not None:
+        item["average_heartrate"] = measured.pulse
+        item["max_heartrate"] = measured.top_pulse
+    item["pr_count"] = 0
+    item["total_photo_count"] = 0
+    item["has_kudoed"] = False
+    item["suffer_score"] = None if measured.pulse is None else int(measured.pulse * measured.moving / 9000)
+    return item
+
+
+def details(activity: Activity, measured: Measures) -> dict[str, Any]:
+    """What a `DetailedActivity` has beyond the summary."""
+    return {
+        "resource_state": 3,
+        "description": "",
+        "calories": measured.calories,
+        "elev_high": round(20 + measured.climb, 1),
+        "elev_low": 20.0,
+        "segment_efforts": [],
+        "splits_metric": [],
+        "laps": [],
+        "gear": None,
+        "partner_brand_tag": None,
+        "photos": {"primary": None, "count": 0},
+        "highlighted_kudosers": [],
+        "hide_from_home": False,
+        "embed_token": f"{activity.key:040x}",
+        "segment_leaderboard_opt_out": False,
+        "leaderboard_opt_out": False,
+    }
+
+
+def streams(activity: Activity, measured: Measures, person: Person) -> dict[str, Any]:
+    """A `StreamSet`: a point every ten seconds, at most a thousand."""
+    elapsed = max(1, activity.elapsed)
+    step = max(10, -(-elapsed // 1000))
+    times = list(range(0, elapsed + 1, step))
+    share = [time / elapsed for time in times]
+    chance = Random(activity.key)
+    speed = measured.distance / elapsed
+    data: dict[str, list[Any]] = {"time": list(times), "moving": [True] * len(times)}
+    if measured.distance:
+        data["distance"] = [round(measured.distance * part, 1) for part in share]
+        data["velocity_smooth"] = [round(speed * chance.uniform(0.8, 1.2), 2) for _ in times]
+        data["altitude"] = [round(20 + measured.climb * min(part, 1 - part), 1) for part in share]
+        data["grade_smooth"] = [round(chance.gauss(0, 1.5), 1) for _ in times]
+        if not SPORTS.get(activity.sport, Sport(0, 40, 0)).indoor:
+            _, _, _, latitude, longitude = person.home
+            data["latlng"] = [
+                [round(latitude + part * 0.02, 6), round(longitude + part * 0.02, 6)] for part in share
+            ]
+    if measured.pulse is not None:
+        data["heartrate"] = [int(measured.pulse + chance.gauss(0, 6)) for _ in times]
+    if measured.cadence is not None:
+        data["cadence"] = [int(measured.cadence + chance.gauss(0, 3)) for _ in times]
+    if measured.watts is not None:
+        data["watts"] = [max(0, int(measured.watts + chance.gauss(0, 30))) for _ in times]
+    return {
+        name: {"data": values, "series_type": "time", "original_size": len(times), "resolution": "high"}
+        for name, values in data.items()
+    }
+
+
+def gear(person: Person, kind: str) -> str:
+    return f"{kind}{10_000_000 + person.index}"
+
+
+def utc(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def signed(seconds: int) -> str:
+    """An offset as in `(GMT-03:30)`."""
+    hours, rest = divmod(abs(seconds), 3600)
+    return f"{'-' if seconds < 0 else '+'}{hours:02}:{rest // 60:02}"
+
+
+def time_of_day(hour: int) -> str:
+    return "Morning" if hour < 11 else "Lunch" if hour < 14 else "Afternoon" if hour < 17 else "Evening"
+
+
+def spoken(sport: str) -> str:
+    """`TrailRun` as `Trail Run`."""
+    return "".join(f" {letter}" if letter.isupper() else letter for letter in sport).strip()
+
+
+def polyline(place: Sequence[float], words: Random) -> str:
+    """A short loop from a place and back, in Google's encoding."""
+    steps = [(words.randint(-900, 900), words.randint(-900, 900)) for _ in range(6)]
+    steps.append((-sum(lat for lat, _ in steps), -sum(lng for _, lng in steps)))
+    steps.insert(0, (round(place[0] * 1e5), round(place[1] * 1e5)))
+    return "".join(encoded(value) for step in steps for value in step)
+
+
+def encoded(value: int) -> str:
+    bits, text = (~(value << 1) if value < 0 else value << 1), ""
+    while bits >= 0x20:
+        text += chr((0x20 | (bits & 0x1F)) + 63)
+        bits >>= 5
+    return text + chr(bits + 63)

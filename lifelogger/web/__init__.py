@@ -1,0 +1,1 @@
+"""The status pages, the API and the dashboard, behind one login. Start with `lifelogger.web.app`."""

@@ -1,0 +1,112 @@
+"""One FastAPI application: the status pages, the API and the dashboard.
+
+    uvicorn --factory lifelogger.web.app:create_app
+
+Endpoints are plain functions, which run in threads, so they may wait for the database.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import redis
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from lifelogger import __version__
+from lifelogger.runtime import Runtime
+from lifelogger.runtime import runtime as processwide
+from lifelogger.web import api, login, pages
+from lifelogger.web.dashboard import Dashboard
+from lifelogger.web.health import DATABASE_SENTENCE, DATABASE_TROUBLE, REDIS_SENTENCE, Health
+from lifelogger.web.render import Json, explain, is_api
+
+log = logging.getLogger(__name__)
+
+STATIC = Path(__file__).with_name("static")
+
+
+def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = None) -> FastAPI:
+    """The application on `runtime` and `broker`, by default those of this process.
+
+    Redis and the database need not answer yet. Raises `SettingsError` when the settings are wrong.
+    """
+    rt = runtime or processwide()
+    if broker is None:
+        from lifelogger.broker import broker
+    token, _ = login.login_token(rt.settings)
+    app = FastAPI(
+        title="lifelogger",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+    )
+    app.state.runtime = rt
+    app.state.health = health = Health(rt)
+    app.state.door = door = login.Door(token, rt.clock)
+    app.include_router(login.router)
+    app.include_router(api.router)
+    app.include_router(pages.router)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    app.mount("/dashboard", Dashboard(broker, health))
+    app.add_middleware(login.Guard, door=door, host=rt.settings.web.host)
+    app.add_exception_handler(HTTPException, refused)
+    app.add_exception_handler(RequestValidationError, unreadable)
+    app.add_exception_handler(redis.RedisError, redis_away)
+    for error in DATABASE_TROUBLE:
+        app.add_exception_handler(error, database_away)
+    app.add_exception_handler(Exception, failed)
+    return app
+
+
+# What went wrong -----------------------------------------------------------------------------------
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """An HTTP error: our own have a sentence, the framework's are told in ours."""
+    assert isinstance(error, HTTPException)
+    sentence = str(error.detail)
+    if sentence == HTTPStatus(error.status_code).phrase:
+        sentence = SENTENCES.get(error.status_code, f"{sentence}.")
+    return explain(request, error.status_code, sentence, error.headers)
+
+
+SENTENCES = {
+    404: "There is no such page. It may have moved, or the address was cut short.",
+    405: "This address does not take that kind of request.",
+}
+
+
+async def unreadable(request: Request, error: Exception) -> Response:
+    """Parameters that are none: which, and what is allowed, but never what was sent."""
+    assert isinstance(error, RequestValidationError)
+    faults: Sequence[Any] = error.errors()
+    if is_api(request.scope["path"]):
+        return Json({"detail": [{key: each[key] for key in ("loc", "msg", "type")} for each in faults]}, 422)
+    return explain(request, 422, "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in faults) + ".")
+
+
+async def database_away(request: Request, error: Exception) -> Response:
+    log.error("%s: the database failed: %s", request.scope["path"], type(error).__name__)
+    return explain(request, 503, DATABASE_SENTENCE, {"retry-after": "5"})
+
+
+async def redis_away(request: Request, error: Exception) -> Response:
+    log.error("%s: Redis failed: %s", request.scope["path"], type(error).__name__)
+    return explain(request, 503, REDIS_SENTENCE, {"retry-after": "5"})
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    """A fault of ours. It is answered outside the guard, so it takes the headers along."""
+    return explain(
+        request, 500, "This is our fault, not yours. The log of the web server says more.", login.HEADERS
+    )

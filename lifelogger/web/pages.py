@@ -1,0 +1,102 @@
+"""What people read: a state is a sentence with a time, and an empty table says what will appear there."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.responses import RedirectResponse, Response
+
+from lifelogger import status
+from lifelogger.runtime import Runtime
+from lifelogger.web.health import REDIS_SENTENCE
+from lifelogger.web.render import page, segment
+from lifelogger.web.users import Parts, Rt, Text, ask_for_sync, find
+
+USERS_EACH = 50
+RUNS_EACH = 50
+LATEST = 10
+REFRESH_SECONDS = 30
+REFRESH_SOON_SECONDS = 5
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+def overview(rt: Rt, health: Parts) -> Response:
+    """Totals, each provider, the latest runs, and what is in trouble."""
+    answers = health.redis()
+    everything = status.overview(rt, budgets=answers)
+    troubles = [] if answers else [REDIS_SENTENCE]
+    if answers and everything["last_tick"] is None:
+        troubles.append(
+            "No tick has fired yet, so nothing is synced by itself: start the scheduler (`make periodiq`) "
+            "and a worker (`make worker`)."
+        )
+    return page(
+        "overview.html",
+        **everything,
+        troubles=troubles,
+        runs=status.runs(rt, limit=LATEST),
+        titles=titles(rt),
+        refresh=REFRESH_SECONDS,
+    )
+
+
+@router.get("/users")
+def users(rt: Rt, search: Text = "", after: Text = "") -> Response:
+    """Users by id, one page of them."""
+    found = status.users(rt, after=after, limit=USERS_EACH + 1, search=search)
+    return page(
+        "users.html",
+        now=rt.clock(),
+        users=found[:USERS_EACH],
+        more=found[USERS_EACH - 1]["user_id"] if len(found) > USERS_EACH else None,
+        search=search,
+        after=after,
+        titles=titles(rt),
+    )
+
+
+@router.get("/users/{user_id:user}")
+def user(rt: Rt, user_id: str, asked: Annotated[int | None, Query(ge=0, le=1000)] = None) -> Response:
+    """One user: each connection's state, what it holds, and its last syncs."""
+    found = find(rt, user_id)
+    running = any(run["outcome"] == "running" for run in found["runs"])
+    return page(
+        "user.html",
+        **found,
+        now=rt.clock(),
+        asked=asked,
+        titles=titles(rt),
+        simulated=rt.settings.simulated,
+        refresh=REFRESH_SOON_SECONDS if asked or running else REFRESH_SECONDS,
+        refresh_to=f"/users/{segment(user_id)}",
+    )
+
+
+@router.post("/users/{user_id:user}/sync")
+def sync(rt: Rt, health: Parts, user_id: str) -> Response:
+    """Ask for a sync, and go back to the user's page, which says so."""
+    asked = ask_for_sync(rt, health, user_id)
+    return RedirectResponse(f"/users/{segment(user_id)}?asked={asked}", 303)
+
+
+@router.get("/runs")
+def runs(rt: Rt, before: Annotated[int | None, Query(ge=1)] = None) -> Response:
+    """The journal."""
+    found = status.runs(rt, before=before, limit=RUNS_EACH + 1)
+    return page(
+        "runs.html",
+        now=rt.clock(),
+        runs=found[:RUNS_EACH],
+        titles=titles(rt),
+        more=found[RUNS_EACH - 1]["id"] if len(found) > RUNS_EACH else None,
+        before=before,
+        refresh=None if before else REFRESH_SECONDS,
+    )
+
+
+def titles(rt: Runtime) -> dict[str, str]:
+    """What people call the providers, by name."""
+    return {name: provider.title for name, provider in rt.providers.items()}

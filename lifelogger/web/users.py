@@ -1,0 +1,75 @@
+"""What the pages and the API share: user ids in addresses, and asking for a sync."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import unquote
+
+from dramatiq.errors import ConnectionError as BrokerAway
+from fastapi import Depends, Query, Request
+from redis import RedisError
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+
+from lifelogger import client, connections, status
+from lifelogger.runtime import Runtime
+from lifelogger.web.health import Health
+from lifelogger.web.render import segment
+
+
+class UserId(Convertor[str]):
+    """Any user id as one segment of the path, percent-encoded: `a%2Fb` is the user `a/b`."""
+
+    regex = "[^/]+"
+
+    def convert(self, value: str) -> str:
+        return unquote(value)
+
+    def to_string(self, value: str) -> str:
+        return segment(value)
+
+
+register_url_convertor("user", UserId())
+
+
+def of_runtime(request: Request) -> Runtime:
+    rt: Runtime = request.app.state.runtime
+    return rt
+
+
+def of_health(request: Request) -> Health:
+    health: Health = request.app.state.health
+    return health
+
+
+Rt = Annotated[Runtime, Depends(of_runtime)]
+Parts = Annotated[Health, Depends(of_health)]
+Text = Annotated[str, Query(max_length=200, pattern=r"^[^\x00]*$")]
+"""A text that a database takes: PostgreSQL has no NUL."""
+
+
+def find(rt: Runtime, user_id: str) -> dict[str, Any]:
+    """`status.user`, or the answer that there is none."""
+    found = None if "\0" in user_id else status.user(rt, user_id)
+    if found is None:
+        raise HTTPException(404, "There is no such user.")
+    return found
+
+
+def ask_for_sync(rt: Runtime, health: Health, user_id: str) -> int:
+    """Ask for a sync; return how many connections will look.
+
+    When Redis is away that is an answer of its own: nobody is told now, but the wish is written down.
+    """
+    find(rt, user_id)
+    try:
+        if health.redis():
+            return client.request_sync(user_id, runtime=rt)
+        connections.note_news(rt, user_id)  # at once, where a broker would try for seconds
+    except (RedisError, BrokerAway):
+        pass  # the wish was written down before the message was sent
+    raise HTTPException(
+        503,
+        "Redis does not answer, so no worker could be told. The wish is written down: "
+        "the first tick after Redis is back serves it.",
+    )
