@@ -29,6 +29,8 @@ EDITS = ("start", "uploaded", "fields", "remove", "raw", "elapsed", "sport", "pr
 END_OF_TIME = 32_503_680_000
 """The year 3000, in epoch seconds."""
 
+FASTEST = 10_000_000
+"""A year in three seconds."""
 LONGEST = 30 * 86_400
 """Seconds of the longest activity."""
 
@@ -120,8 +122,10 @@ class Control:
             clock.follow_real_time()
         if body.get("speed") is not None:
             speed = _number(body, "speed")
-            if speed < 0:
-                raise Mistake(f"speed: {speed:g} is less than 0; a clock is set back, it does not run back")
+            if not 0 <= speed <= FASTEST:
+                raise Mistake(
+                    f"speed: {speed:g} is less than 0 (a clock is set back) or more than {FASTEST:g}"
+                )
             clock.run(speed)
         if body.get("set") is not None:
             clock.set(_moment(body, "set"))
@@ -146,7 +150,7 @@ class Control:
         now = self.world.clock.now()
         fields = _object(body, "fields")
         elapsed = body.get("elapsed", fields.get("elapsed_time", 1800))
-        if not isinstance(elapsed, int) or not whole(elapsed) or elapsed > LONGEST:
+        if not whole(elapsed) or elapsed > LONGEST:
             elapsed = 1800  # a bad length belongs to the item, not to the person's day
         sport = _text(body, "sport", "Run")
         if sport not in SPORTS:
@@ -307,7 +311,7 @@ class Control:
 
     def _provider(self, values: Json) -> Provider:
         name = values.get("provider") or next(iter(self.world.providers))
-        if name not in self.world.providers:
+        if not isinstance(name, str) or name not in self.world.providers:
             raise Mistake(f"no provider {name!r}: one of {', '.join(self.world.providers)}")
         return self.world.providers[name]
 

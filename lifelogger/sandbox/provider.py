@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeGuard
 
 from lifelogger.sandbox.activities import Activities, Shown
 from lifelogger.sandbox.clock import Clock
@@ -21,6 +21,8 @@ from lifelogger.sandbox.ledger import OTHER, Entry, Ledger
 from lifelogger.sandbox.people import People, Person
 from lifelogger.sandbox.state import State
 
+MOST = 10**9
+"""The largest number that a setting, a limit or a count can be given."""
 JSON = "application/json; charset=utf-8"
 
 
@@ -111,7 +113,7 @@ class Provider(ABC):
     defaults: ClassVar[Mapping[str, Any]]
     """Settings that the control API can change, and what they are at first."""
     pools: ClassVar[Mapping[str, tuple[int, ...]]]
-    """What it counts, and the lengths of the windows in seconds. A request of one counts in those after it."""
+    """What it counts, and its windows in seconds. A request of one pool counts in those after it, too."""
 
     def __init__(
         self, state: State, clock: Clock, people: People, activities: Activities, ledger: Ledger
@@ -247,6 +249,6 @@ class Provider(ABC):
         """The start (epoch seconds) that edited fields move an activity to; None: they do not."""
 
 
-def whole(value: object) -> bool:
-    """Whether something is a whole number of 0 or more."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def whole(value: object) -> TypeGuard[int]:
+    """Whether something is a whole number from 0 to `MOST`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST

@@ -41,7 +41,9 @@ def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = 
     """
     rt = runtime or processwide()
     if broker is None:
-        from lifelogger.broker import broker
+        from lifelogger.broker import broker as processwide_broker
+
+        broker = processwide_broker
     token, _ = login.login_token(rt.settings)
     app = FastAPI(
         title="lifelogger",

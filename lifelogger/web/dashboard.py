@@ -1,9 +1,9 @@
 """Dramatiq's dashboard, mounted behind our login.
 
-dramatiq-dashboard 0.4.0 is a small WSGI application whose habits are mended here: its worker list runs `KEYS`
-over the whole Redis, "requeue" deletes before it enqueues, its CSRF cookie has no SameSite and is put into the
-page as it comes, and what it does not expect (`?cursor=abc`) is an exception. It knows only the queues declared
-in its own process. It gets neither our cookie nor a token; the messages that it shows hold user ids only.
+dramatiq-dashboard 0.4.0 is a small WSGI application whose habits are mended here: its worker list runs
+`KEYS` over the whole Redis, "requeue" deletes before it enqueues, its CSRF cookie has no SameSite and goes
+unescaped into the page, what it does not expect (`?cursor=abc`) is an exception, and it knows only the queues
+declared in its own process. It gets neither our cookie nor a token; its messages hold user ids only.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 PREFIX = "/dashboard"
 QUEUES = frozenset({"default", "schedule"})
 """The queues of our actors, which this process does not import."""
+NAVIGATION = b'<ul class="nav__items">'
+WAY_BACK = b'<li class="nav__items__item"><a href="/">lifelogger</a></li>'
 CSRF_COOKIE = "__dd_csrf"
 SENTENCES = {
     403: "This form is too old. Go back, reload the page, and try again.",
@@ -68,7 +70,7 @@ class Dashboard:
             return page(
                 "error.html",
                 title="No dashboard",
-                sentence="Messages stay in this process (LIFELOGGER_BROKER=stub), so there are no queues to show.",
+                sentence="Messages stay in this process (LIFELOGGER_BROKER=stub): no queues to show.",
                 signed_in=True,
             )
         if not self._health.redis():
@@ -86,7 +88,7 @@ class Dashboard:
         status, headers = started[0] if started else (404, [])
         if status >= 400:
             raise HTTPException(status, SENTENCES.get(status, "The dashboard refused that."))
-        response = Response(content, status)
+        response = Response(content.replace(NAVIGATION, NAVIGATION + WAY_BACK, 1), status)
         for name, value in headers:
             if name.lower() == "set-cookie":
                 value = value.replace("Path=/", f"Path={PREFIX}; SameSite=Lax")
@@ -109,7 +111,7 @@ class Interface(RedisInterface):  # type: ignore[misc]  # the dashboard has no t
 
     @property
     def workers(self) -> list[Worker]:
-        """The workers that were heard of, with what they have in hand: by the names of the keys, not by KEYS."""
+        """The workers that were heard of, with what they have in hand; its keys are known without KEYS."""
         client = self.broker.client
         beats = client.zrange(self.qualify("__heartbeats__"), 0, -1, withscores=True)
         queues = [each for name in self.names for each in (name, dq_name(name))]
@@ -140,7 +142,7 @@ class Mended(DashboardApp):  # type: ignore[misc]  # the dashboard has no types
     @handler  # type: ignore[untyped-decorator]
     @csrf_protect  # type: ignore[untyped-decorator]
     def requeue_message(self, req: Any) -> Any:
-        """Enqueue a failed message again, and only then delete it: what dies between them runs twice, not never."""
+        """Enqueue a failed message again, then delete it: cut short, it runs twice rather than never."""
         if req.method != "POST":
             return HTTP_405, ""
         queue, message_id = req.post_data["queue"], req.post_data["id"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 import threading
 from collections import deque
@@ -166,7 +167,8 @@ class Guard:
     def refusal(self, request: Request) -> Response | None:
         """Why a request is not let through; None: it is."""
         path, bearer = request.scope["path"], self.bearer(request)
-        if self.hosts is not None and hostname(request.headers.get("host", "")) not in self.hosts:
+        name = hostname(request.headers.get("host", ""))
+        if not name or (self.hosts is not None and name not in self.hosts):
             return explain(
                 request, 400, "This server does not go by that name. See web.host in the settings."
             )
@@ -189,7 +191,8 @@ class Guard:
         if is_api(path):
             sentence = "Log in, or send the login token as `Authorization: Bearer …`."
             return explain(request, 401, sentence, {"www-authenticate": "Bearer"})
-        here = path + (f"?{request.url.query}" if request.url.query else "")
+        query = request.scope["query_string"].decode("latin-1")
+        here = f"{path}?{query}" if query else path
         wanted = {"next": here} if request.method == "GET" and here != "/" else {}
         return RedirectResponse("/login" + (f"?{urlencode(wanted)}" if wanted else ""), 303)
 
@@ -211,7 +214,7 @@ def address(request: HTTPConnection) -> str:
 
 def content_length(request: HTTPConnection) -> int:
     text = request.headers.get("content-length", "0")
-    return int(text) if text.isascii() and text.isdigit() else MOST_BYTES + 1
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else MOST_BYTES + 1
 
 
 def hostname(netloc: str) -> str | None:
@@ -231,9 +234,9 @@ def same_origin(request: HTTPConnection) -> bool:
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"
-    origin = urlsplit(request.headers.get("origin", ""))
-    schemes = ("https",) if request.url.scheme == "https" else ("http", "https")
-    return origin.scheme in schemes and origin.netloc.lower() == request.headers.get("host", "").lower()
+    scheme, _, origin = request.headers.get("origin", "").lower().partition("://")
+    schemes = ("https",) if request.scope["scheme"] == "https" else ("http", "https")
+    return scheme in schemes and origin == request.headers.get("host", "").lower()
 
 
 def local(target: str) -> str:
@@ -260,8 +263,8 @@ def enter(
 ) -> Response:
     """Open a session for the right token.
 
-    The cookie is `SameSite=Lax`: with `Strict` a link from a chat or a mail would end at the login although one
-    is logged in. What changes anything is kept to our own pages by the guard, not by the cookie.
+    The cookie is `SameSite=Lax`: with `Strict` a link from a chat or a mail would end at the login although
+    one is logged in. What changes anything is kept to our own pages by the guard, not by the cookie.
     """
     door: Door = request.app.state.door
     try:

@@ -1,7 +1,7 @@
 """How an answer looks: the templates and their filters, JSON, and one way to say what went wrong.
 
-Everything shown may come from a provider or a host application, so it counts as hostile: templates escape, and
-JSON is plain ASCII. Relative times are for people; the exact one stands in the title.
+Everything shown may come from a provider or a host application, so it counts as hostile: templates escape,
+and JSON is plain ASCII. Relative times are for people; the exact one stands in the title.
 """
 
 from __future__ import annotations

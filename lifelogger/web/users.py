@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 from urllib.parse import unquote
 
-from dramatiq.errors import ConnectionError as BrokerAway
+from dramatiq.errors import BrokerConnectionError
 from fastapi import Depends, Query, Request
 from redis import RedisError
 from starlette.convertors import Convertor, register_url_convertor
@@ -66,7 +66,7 @@ def ask_for_sync(rt: Runtime, health: Health, user_id: str) -> int:
         if health.redis():
             return client.request_sync(user_id, runtime=rt)
         connections.note_news(rt, user_id)  # at once, where a broker would try for seconds
-    except (RedisError, BrokerAway):
+    except (RedisError, BrokerConnectionError):
         pass  # the wish was written down before the message was sent
     raise HTTPException(
         503,

@@ -1,0 +1,165 @@
+"""The API: what `lifelogger.status` says, as JSON."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from dramatiq.brokers.redis import RedisBroker
+from sqlalchemy import select
+from starlette.testclient import TestClient
+
+from lifelogger import status
+from lifelogger.runtime import Runtime
+from lifelogger.store.models import Connection
+from tests.servers import RedisServer
+from tests.web.people import connect, ran, recorded
+
+
+def sent(runtime: Runtime) -> int:
+    return int(runtime.redis.llen(f"{runtime.settings.redis.prefix}:default"))
+
+
+def test_the_status_is_that_of_the_command_line(client: TestClient, runtime: Runtime) -> None:
+    recorded(runtime, connect(runtime, "ann"))
+    told: dict[str, Any] = client.get("/api/status").json()
+    expected = status.as_json(status.overview(runtime))
+    assert {key: told[key] for key in told if key != "now"} == {
+        key: expected[key] for key in expected if key != "now"
+    }
+    assert told["records"] == 1
+    assert told["providers"]["strava"]["budget"]
+    assert datetime.fromisoformat(told["now"]).tzinfo is not None
+
+
+def test_users_and_a_user_are_those_of_status(client: TestClient, runtime: Runtime) -> None:
+    for user_id in ("ann", "bob"):
+        ran(
+            runtime,
+            connect(runtime, user_id, wait_reason="spent", next_sync_at=runtime.clock() + timedelta(days=1)),
+        )
+    assert client.get("/api/users").json() == status.as_json(status.users(runtime))
+    assert client.get("/api/users?after=ann").json() == status.as_json(status.users(runtime, after="ann"))
+    assert client.get("/api/users?search=b").json() == status.as_json(status.users(runtime, search="b"))
+    assert client.get("/api/users/ann").json() == status.as_json(status.user(runtime, "ann"))
+
+
+def test_the_journal_is_read_in_pages(client: TestClient, runtime: Runtime) -> None:
+    ann, bob = connect(runtime, "ann"), connect(runtime, "bob")
+    for connection in (ann, bob, ann):
+        ran(runtime, connection)
+    everything = client.get("/api/runs").json()
+    assert everything == status.as_json(status.runs(runtime))
+    assert client.get("/api/runs?limit=1").json() == everything[:1]
+    assert client.get(f"/api/runs?before={everything[0]['id']}").json() == everything[1:]
+    assert [run["user_id"] for run in client.get("/api/runs?user=bob").json()] == ["bob"]
+
+
+def test_records_can_be_chosen(client: TestClient, runtime: Runtime) -> None:
+    now, connection = runtime.clock(), connect(runtime, "ann")
+    for days in (1, 2, 3):
+        recorded(runtime, connection, str(days), ordered_at=now - timedelta(days=days))
+    recorded(runtime, connection, "sleep", kind="sleep")
+
+    def chosen(**params: Any) -> list[str]:
+        found = client.get("/api/users/ann/records", params=params).json()
+        return [each["external_id"] for each in found]
+
+    assert chosen(kind="activity") == ["1", "2", "3"]
+    assert chosen(kind="activity", limit=1) == ["1"]
+    since = (now - timedelta(days=2)).isoformat()
+    assert chosen(kind="activity", since=since) == ["1", "2"]
+    assert chosen(kind="activity", until=since) == ["3"]
+    (record,) = client.get("/api/users/ann/records?kind=sleep").json()
+    assert record["raw"] == {"id": "sleep"}
+    assert datetime.fromisoformat(record["start_at"]).utcoffset() == timedelta(0)
+
+
+def test_a_text_that_is_no_unicode_is_no_error(client: TestClient, runtime: Runtime) -> None:
+    recorded(runtime, connect(runtime, "ann"), raw={"name": "\ud800\0"})
+    (record,) = client.get("/api/users/ann/records").json()
+    assert record["raw"] == {"name": "\ud800\0"}
+
+
+WRONG = [
+    "limit=0",
+    "limit=1001",
+    "limit=x",
+    "since=yesterday",
+    "since=2026-03-01T00:00:00",
+    "since=0001-01-01T00:00:00%2B12:00",
+    "until=9999-12-31T23:59:59-12:00",
+    "kind=%00",
+]
+
+
+def test_a_wrong_parameter_is_named_but_not_repeated(client: TestClient, runtime: Runtime) -> None:
+    connect(runtime, "ann")
+    for query in WRONG:
+        reply = client.get(f"/api/users/ann/records?{query}")
+        assert reply.status_code == 422
+        (fault,) = reply.json()["detail"]
+        assert set(fault) == {"loc", "msg", "type"}
+        assert fault["loc"] == ["query", query.partition("=")[0]]
+
+
+def test_an_unknown_user_is_none(client: TestClient, runtime: Runtime) -> None:
+    connect(runtime, "ann")
+    for path in ("nobody", "nobody/records", "%00", "a/b", "ann%2Frecords", "ann%2Frecords/records"):
+        reply = client.get(f"/api/users/{path}")
+        assert reply.status_code == 404
+        assert reply.json()["detail"]
+
+
+def test_a_user_whose_id_looks_like_another_address_is_not_another(
+    client: TestClient, runtime: Runtime
+) -> None:
+    recorded(runtime, connect(runtime, "ann"))
+    connect(runtime, "ann/records")
+    assert client.get("/api/users/ann%2Frecords").json()["user_id"] == "ann/records"
+    assert client.get("/api/users/ann%2Frecords/records").json() == []
+    assert len(client.get("/api/users/ann/records").json()) == 1
+
+
+def test_a_sync_is_asked_for(client: TestClient, runtime: Runtime, broker: RedisBroker) -> None:
+    connect(runtime, "a/b", news_at=None)
+    reply = client.post("/api/users/a%2Fb/sync")
+    assert (reply.status_code, reply.json()) == (202, {"connections": 1})
+    assert sent(runtime) == 1
+
+
+def test_nothing_is_sent_for_an_unknown_user(client: TestClient, runtime: Runtime) -> None:
+    assert client.post("/api/users/nobody/sync").status_code == 404
+    assert sent(runtime) == 0
+
+
+def test_nothing_is_sent_for_who_has_to_sign_in_again(client: TestClient, runtime: Runtime) -> None:
+    connect(runtime, "ann", status="needs_reauth", status_reason="gone", next_sync_at=None)
+    assert client.post("/api/users/ann/sync").json() == {"connections": 0}
+    assert sent(runtime) == 0
+
+
+def test_a_wish_is_kept_while_redis_is_away(
+    client: TestClient, runtime: Runtime, redis_server: RedisServer
+) -> None:
+    connect(runtime, "ann", news_at=None)
+    redis_server.stop()
+    reply = client.post("/api/users/ann/sync")
+    assert reply.status_code == 503
+    assert "written down" in reply.json()["detail"]
+    with runtime.store.read() as db:
+        noted = db.scalar(select(Connection.news_at))
+    assert noted is not None
+    assert datetime.now(UTC) - noted < timedelta(minutes=1)
+
+
+def test_the_schema_is_there_for_who_is_logged_in(client: TestClient) -> None:
+    assert set(client.get("/api/openapi.json").json()["paths"]) == {
+        "/healthz",
+        "/api/status",
+        "/api/users",
+        "/api/users/{user_id}",
+        "/api/users/{user_id}/records",
+        "/api/users/{user_id}/sync",
+        "/api/runs",
+    }
