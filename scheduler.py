@@ -4,6 +4,8 @@ Run it with `make periodiq`, the work it enqueues with `make worker`. Any number
 a tick fires once.
 """
 
+from datetime import timedelta
+
 import dramatiq
 from periodiq import cron
 
@@ -12,6 +14,7 @@ from lifelogger import planner, ticks
 from lifelogger.broker import broker
 from lifelogger.runtime import runtime
 from lifelogger.settings import get_settings
+from lifelogger.store import journal
 from lifelogger.tokens import Tokens
 
 schedule = get_settings().schedule
@@ -35,3 +38,10 @@ def sync_active_users() -> None:
 def refresh_integration_tokens() -> None:
     """Refresh the access tokens that expire soon, at every provider."""
     Tokens(runtime()).refresh_expiring()
+
+
+@dramatiq.actor(broker=broker, queue_name="schedule", periodic=cron(schedule.tidy), max_retries=0)
+def forget_old_runs() -> None:
+    """Delete the journal of syncs and ticks that nobody will ask for any more."""
+    rt = runtime()
+    journal.forget(rt.store, rt.clock() - timedelta(days=rt.settings.sync.journal_days))

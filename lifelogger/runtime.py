@@ -16,7 +16,7 @@ from lifelogger.mutex import Mutex
 from lifelogger.providers import registry
 from lifelogger.providers.base import Provider
 from lifelogger.settings import Settings, get_settings
-from lifelogger.store import Store, migrate
+from lifelogger.store import Store
 
 
 def utc_now() -> datetime:
@@ -55,6 +55,8 @@ def build(settings: Settings) -> Runtime:
     client = redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5)
     store = Store(database_url(settings))
     if not settings.database.url:
+        from lifelogger.store import migrate  # Alembic takes a fifth of a second to import
+
         migrate.upgrade(store)
     return Runtime(
         settings=settings,

@@ -197,6 +197,7 @@ class Schedule(Section):
 
     sync: Cron = "*/15 * * * *"
     refresh_tokens: Cron = "*/5 * * * *"
+    tidy: Cron = "17 * * * *"
     reserve: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
 
@@ -207,6 +208,7 @@ class Sync(Section):
     lookback_days: Annotated[int, Field(ge=0)] = 7
     history_days: Annotated[int, Field(ge=0)] = 1825
     history_pages: Count = 10
+    journal_days: Count = 90
     lease_seconds: WholeSeconds = 600
     lock_seconds: Annotated[int, Field(ge=3)] = 60
     refresh_margin_seconds: WholeSeconds = 1800

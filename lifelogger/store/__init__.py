@@ -1,5 +1,9 @@
 """The database: tables, sessions, queries, migrations. Knows nothing of providers' protocols."""
 
+import logging
+
 from lifelogger.store.engine import Store
+
+logging.getLogger("alembic").setLevel(logging.WARNING)  # else it tells of each plugin that it loads
 
 __all__ = ["Store"]

@@ -13,6 +13,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.schema import Table
 
 BUSY_SECONDS = 30
+CONNECT_SECONDS = 5
+"""How long PostgreSQL may take to answer at first; a host that swallows packets would take minutes."""
 
 
 class Store:
@@ -24,9 +26,11 @@ class Store:
             self.url = self.url.set(drivername="postgresql+psycopg")
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = sqlite_engine(self.url.database or "") if self.is_sqlite else create_engine(
-            self.url, pool_size=16, max_overflow=16, pool_pre_ping=True, isolation_level="READ COMMITTED"
+            self.url, pool_size=16, max_overflow=16, pool_pre_ping=True, isolation_level="READ COMMITTED",
+            connect_args={"connect_timeout": CONNECT_SECONDS},
         )  # fmt: skip
-        self._writing = self.engine.execution_options(writes=True)
+        # Without `preserve_rowcount` an INSERT tells none on PostgreSQL: whoever came first would not know it.
+        self._writing = self.engine.execution_options(writes=True, preserve_rowcount=True)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -119,7 +119,7 @@ def quarantine(
         for item in items
         if item.record is None
     ]
-    mended = [item.external_id for item in items if item.record]
+    mended = {item.external_id for item in items if item.record} - {row["external_id"] for row in bad}
     if mended:
         db.execute(
             delete(Quarantined).where(

@@ -15,8 +15,7 @@ from sqlalchemy import insert, select
 
 from lifelogger.providers.base import Record as Normal
 from lifelogger.store import Store
-from lifelogger.store.migrate import upgrade
-from lifelogger.store.models import Connection, Quarantined, Record, User
+from lifelogger.store.models import Base, Connection, Quarantined, Record, User
 from lifelogger.store.pages import Counts, Item, delete_missing, write_items
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -30,7 +29,8 @@ _streams = (f"stream {number}" for number in count())
 def store(database_url: str) -> Iterator[Store]:
     """With two connections, of Ann and of Bob."""
     store = Store(database_url)
-    upgrade(store)
+    with store.write() as db:
+        Base.metadata.create_all(db)  # equal to the migrations: test_migrations.py
     with store.write() as db:
         for number, user_id in ((ANN, "ann"), (BOB, "bob")):
             db.execute(insert(User).values(id=user_id, created_at=NOW))
@@ -60,7 +60,9 @@ def item(key: int, title: str = "Morning", day: int = 1, **raw: Any) -> Item:
 
 
 def bad(key: int | None, fault: Any = "far") -> Item:
-    return Item(None if key is None else str(key), {"id": key, "distance": fault}, reason="distance: no number")
+    return Item(
+        None if key is None else str(key), {"id": key, "distance": fault}, reason="distance: no number"
+    )
 
 
 def write(
@@ -222,7 +224,9 @@ def test_items_without_a_readable_key_are_told_apart_by_what_they_say(store: Sto
 
 # The payload ------------------------------------------------------------------------------------------------
 
-texts = st.text(st.characters(codec=None), max_size=20) | st.sampled_from(["\x00", "a\x00b", "\ud800", "\udfff"])
+texts = st.text(st.characters(codec=None), max_size=20) | st.sampled_from(
+    ["\x00", "a\x00b", "\ud800", "\udfff"]
+)
 numbers = (
     st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
@@ -277,7 +281,11 @@ def test_a_payload_nested_deeply_comes_back(store: Store, opening: str) -> None:
 
 
 def delete(
-    db: Any, *, since: int = 30, until: int | None = None, present: set[str] = frozenset()  # type: ignore[assignment]
+    db: Any,
+    *,
+    since: int = 30,
+    until: int | None = None,
+    present: set[str] = frozenset(),  # type: ignore[assignment]
 ) -> int:
     """In days before now."""
     return delete_missing(
@@ -374,7 +382,9 @@ some_pages = st.lists(st.lists(some_items, max_size=5), max_size=4)
 def stored(store: Store, stream: str) -> tuple[Any, Any]:
     """What there is, without when and under which number it came."""
     return (
-        sorted((row["external_id"], row["title"], exactly(row["raw"])) for row in rows(store, Record, stream)),
+        sorted(
+            (row["external_id"], row["title"], exactly(row["raw"])) for row in rows(store, Record, stream)
+        ),
         sorted(
             (str(row["external_id"]), exactly(row["payload"]), row["reason"])
             for row in rows(store, Quarantined, stream)
