@@ -75,7 +75,7 @@ def claim(rt: Runtime, db: Database, allowances: dict[str, Allowance], now: date
         news = db.scalars(
             select(Connection.id)
             .where(*due, Connection.news_at.is_not(None))
-            .order_by(Connection.news_at)
+            .order_by(Connection.next_sync_at)
             .limit(allowed.news)
         ).all()
         stale = db.scalars(

@@ -29,7 +29,7 @@ class Store:
             self.url, pool_size=16, max_overflow=16, pool_pre_ping=True, isolation_level="READ COMMITTED",
             connect_args={"connect_timeout": CONNECT_SECONDS},
         )  # fmt: skip
-        # Without `preserve_rowcount` an INSERT tells none on PostgreSQL: whoever came first would not know it.
+        # Without `preserve_rowcount` an INSERT tells none on PostgreSQL: who comes first would not know it.
         self._writing = self.engine.execution_options(writes=True, preserve_rowcount=True)
 
     @contextmanager

@@ -83,6 +83,11 @@ class User(Base):
     created_at: Mapped[datetime]
 
 
+# Two indexes, so that each of the planner's two questions is one range of one of them, however many wait.
+STALE = text("next_sync_at IS NOT NULL AND news_at IS NULL")
+NEWS = text("next_sync_at IS NOT NULL AND news_at IS NOT NULL")
+
+
 class Connection(Base):
     """One user's authorisation at one provider.
 
@@ -96,10 +101,8 @@ class Connection(Base):
     __table_args__ = (
         UniqueConstraint("user_id", "provider"),
         UniqueConstraint("provider", "provider_user_id"),
-        Index("ix_connections_due", "provider", "next_sync_at", sqlite_where=text("next_sync_at IS NOT NULL"),
-              postgresql_where=text("next_sync_at IS NOT NULL")),
-        Index("ix_connections_news", "provider", "news_at", sqlite_where=text("news_at IS NOT NULL"),
-              postgresql_where=text("news_at IS NOT NULL")),
+        Index("ix_connections_due", "provider", "next_sync_at", sqlite_where=STALE, postgresql_where=STALE),
+        Index("ix_connections_news", "provider", "next_sync_at", sqlite_where=NEWS, postgresql_where=NEWS),
         Index("ix_connections_claimed", "provider", "claimed_at", sqlite_where=text("claimed_at IS NOT NULL"),
               postgresql_where=text("claimed_at IS NOT NULL")),
         Index("ix_connections_expiring", "token_expires_at", sqlite_where=text("status = 'active'"),

@@ -70,8 +70,8 @@ def upgrade() -> None:
             "ix_connections_due",
             ["provider", "next_sync_at"],
             unique=False,
-            sqlite_where=sa.text("next_sync_at IS NOT NULL"),
-            postgresql_where=sa.text("next_sync_at IS NOT NULL"),
+            sqlite_where=sa.text("next_sync_at IS NOT NULL AND news_at IS NULL"),
+            postgresql_where=sa.text("next_sync_at IS NOT NULL AND news_at IS NULL"),
         )
         batch_op.create_index(
             "ix_connections_expiring",
@@ -82,10 +82,10 @@ def upgrade() -> None:
         )
         batch_op.create_index(
             "ix_connections_news",
-            ["provider", "news_at"],
+            ["provider", "next_sync_at"],
             unique=False,
-            sqlite_where=sa.text("news_at IS NOT NULL"),
-            postgresql_where=sa.text("news_at IS NOT NULL"),
+            sqlite_where=sa.text("next_sync_at IS NOT NULL AND news_at IS NOT NULL"),
+            postgresql_where=sa.text("next_sync_at IS NOT NULL AND news_at IS NOT NULL"),
         )
 
     op.create_table(
@@ -206,8 +206,8 @@ def downgrade() -> None:
     with op.batch_alter_table("connections", schema=None) as batch_op:
         batch_op.drop_index(
             "ix_connections_news",
-            sqlite_where=sa.text("news_at IS NOT NULL"),
-            postgresql_where=sa.text("news_at IS NOT NULL"),
+            sqlite_where=sa.text("next_sync_at IS NOT NULL AND news_at IS NOT NULL"),
+            postgresql_where=sa.text("next_sync_at IS NOT NULL AND news_at IS NOT NULL"),
         )
         batch_op.drop_index(
             "ix_connections_expiring",
@@ -216,8 +216,8 @@ def downgrade() -> None:
         )
         batch_op.drop_index(
             "ix_connections_due",
-            sqlite_where=sa.text("next_sync_at IS NOT NULL"),
-            postgresql_where=sa.text("next_sync_at IS NOT NULL"),
+            sqlite_where=sa.text("next_sync_at IS NOT NULL AND news_at IS NULL"),
+            postgresql_where=sa.text("next_sync_at IS NOT NULL AND news_at IS NULL"),
         )
         batch_op.drop_index(
             "ix_connections_claimed",
