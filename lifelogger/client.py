@@ -18,6 +18,7 @@ from lifelogger.runtime import runtime as processwide
 from lifelogger.store.models import Connection, Record
 
 MOST = 1000
+"""The most records that one call returns."""
 
 
 def records(
@@ -35,7 +36,7 @@ def records(
     in the names, what the provider did not say is None, and `raw` is the provider's own item.
     """
     rt = runtime or processwide()
-    columns = [column for column in Record.__table__.columns if column.name not in HIDDEN]
+    columns = [column for column in Record.__table__.columns if column.name not in _HIDDEN]
     query = (
         select(Connection.provider, *columns)
         .join_from(Record, Connection, Record.connection_id == Connection.id)
@@ -53,7 +54,7 @@ def records(
         return [dict(row._mapping) for row in db.execute(query)]
 
 
-HIDDEN = frozenset({"connection_id", "digest", "deleted_at"})
+_HIDDEN = frozenset({"connection_id", "digest", "deleted_at"})
 
 
 def request_sync(user_id: str, *, runtime: Runtime | None = None) -> int:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from sqlalchemy import Connection as Database
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, select, update
 
 from lifelogger.errors import LifeloggerError
-from lifelogger.providers.base import split_scopes
+from lifelogger.providers.base import shown, split_scopes
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection, User
 
@@ -29,18 +30,23 @@ class AccountTaken(LifeloggerError):
     """The account at the provider is connected to another user already."""
 
 
+PLAIN = r"^[^\x00-\x1f\x7f-\x9f]+$"
+"""Ids without control characters: databases refuse some, terminals obey others."""
+LONGEST_TOKEN = 10_000
+
+
 class Line(BaseModel):
     """One line of `lifelogger connections import`."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    user_id: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")
+    user_id: str = Field(min_length=1, max_length=200, pattern=PLAIN)
     provider: str
-    access_token: SecretStr = Field(min_length=1)
-    refresh_token: SecretStr | None = None
+    access_token: SecretStr = Field(min_length=1, max_length=LONGEST_TOKEN)
+    refresh_token: SecretStr | None = Field(default=None, max_length=LONGEST_TOKEN)
     expires_at: datetime
     scopes: list[str] = Field(default_factory=list)
-    provider_user_id: str | None = Field(default=None, max_length=200)
+    provider_user_id: str | None = Field(default=None, max_length=200, pattern=PLAIN)
 
     @field_validator("scopes", mode="before")
     @classmethod
@@ -52,12 +58,22 @@ class Line(BaseModel):
     def from_number(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
+    @field_validator("access_token", "refresh_token")
+    @classmethod
+    def for_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[\x21-\x7e]*", value.get_secret_value()):
+            raise ValueError("a token is printable ASCII without spaces (RFC 6750, 2.1)")
+        return value
+
     @field_validator("expires_at")
     @classmethod
     def with_offset(cls, value: datetime) -> datetime:
         if value.tzinfo is None:
             raise ValueError("an ISO time needs an offset; epoch seconds do not")
-        return value
+        try:
+            return value.astimezone(UTC)
+        except OverflowError:
+            raise ValueError("out of range") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +89,7 @@ def import_lines(rt: Runtime, lines: Iterable[str]) -> Imported:
 
     Connecting again replaces the tokens and keeps the data. Raises `ImportRefused`.
     """
-    wanted: list[Line] = []
+    wanted: dict[int, Line] = {}
     faults: list[str] = []
     places: dict[tuple[str, ...], int] = {}
     for number, line in enumerate(lines, 1):
@@ -82,14 +98,11 @@ def import_lines(rt: Runtime, lines: Iterable[str]) -> Imported:
         try:
             parsed = Line.model_validate_json(line)
         except ValidationError as error:
-            faults += [
-                f"line {number}: {'.'.join(map(str, each['loc'])) or 'line'}: {each['msg']}"
-                for each in error.errors()
-            ]
+            faults += [f"line {number}: {field_of(each['loc'])}: {each['msg']}" for each in error.errors()]
             continue
         if parsed.provider not in rt.providers:
             faults.append(
-                f"line {number}: provider: {parsed.provider!r} is none of {', '.join(rt.providers)}"
+                f"line {number}: provider: {shown(parsed.provider)} is none of {', '.join(rt.providers)}"
             )
         for place in places_of(parsed):
             if place in places:
@@ -97,19 +110,28 @@ def import_lines(rt: Runtime, lines: Iterable[str]) -> Imported:
                     f"line {number}: {place[-1]} is connected to {place[0]} by line {places[place]} already"
                 )
             places.setdefault(place, number)
-        wanted.append(parsed)
+        wanted[number] = parsed
     if not faults:
         with rt.store.read() as db:
             faults += [
-                f"user {line.user_id}: {taken}" for line in wanted if (taken := owner_conflict(db, line))
+                f"line {number}: user {line.user_id}: {taken}"
+                for number, line in wanted.items()
+                if (taken := owner_conflict(db, line))
             ]
     if faults:
         raise ImportRefused(faults)
     added = 0
     with rt.store.write() as db:
-        for each in wanted:
+        for each in wanted.values():
             added += save(rt, db, each)
     return Imported(added, len(wanted) - added)
+
+
+def field_of(location: tuple[int | str, ...]) -> str:
+    """The place of a fault in its line; a name that is not ours as it may stand in a message."""
+    first, *rest = location or ("line",)
+    known = first == "line" or first in Line.model_fields
+    return ".".join(map(str, (first, *rest))) if known else shown(first)
 
 
 def places_of(line: Line) -> list[tuple[str, ...]]:
@@ -195,14 +217,18 @@ def note_news(rt: Runtime, user_id: str) -> int:
     """
     now = rt.clock()
     with rt.store.write() as db:
-        active = (Connection.user_id == user_id, Connection.status == "active")
+        active = (
+            Connection.user_id == user_id,
+            Connection.status == "active",
+            Connection.provider.in_(list(rt.enabled())),
+        )
         noted = db.execute(update(Connection).where(*active).values(news_at=now)).rowcount
         db.execute(
             update(Connection)
             .where(
                 *active,
                 Connection.wait_reason.is_(None),
-                or_(Connection.next_sync_at > now),
+                Connection.next_sync_at > now,
                 Connection.claimed_at.is_(None),
             )
             .values(next_sync_at=now)

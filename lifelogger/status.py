@@ -221,9 +221,9 @@ def sentence(connection: Mapping[str, Any], now: datetime) -> str:
     """The state of a connection, as docs/architecture.md draws it, for a person."""
     due = connection["next_sync_at"]
     if connection["status"] == "needs_reauth":
-        return f"Has to sign in again: {connection['status_reason']}."
+        return f"Has to sign in again: {ended(connection['status_reason'])}"
     if connection["wait_reason"] and due is not None and due > now:
-        return f"Waiting until {moment(due, now)}: {connection['wait_reason']}."
+        return f"Waiting until {moment(due, now)}: {ended(connection['wait_reason'])}"
     if connection["claimed_at"] is not None and due is not None and due > now:
         return f"A sync is on its way since {moment(connection['claimed_at'], now)}."
     if due is None:
@@ -231,6 +231,11 @@ def sentence(connection: Mapping[str, Any], now: datetime) -> str:
     if due > now:
         return f"Up to date; due again at {moment(due, now)}."
     return "Due: the next tick takes it, as far as the budget goes."
+
+
+def ended(reason: str) -> str:
+    """A reason as the end of a sentence."""
+    return f"{reason.rstrip('.')}."
 
 
 def moment(instant: datetime, now: datetime) -> str:

@@ -28,9 +28,7 @@ from lifelogger.tokens import rotate_keys
 
 FIRST, SECOND, THIRD = (Fernet.generate_key().decode() for _ in range(3))
 TOKEN = "token-of-ann"
-NOT_AMONG = (
-    "security.encryption_keys: a stored token was encrypted with a key that is not among them"
-)
+NOT_AMONG = "security.encryption_keys: a stored token was encrypted with a key that is not among them"
 
 
 def test_the_first_key_encrypts_and_all_decrypt() -> None:
@@ -236,9 +234,7 @@ def test_rotating_leaves_a_connection_to_its_refresh(runtime: Runtime) -> None:
     now = runtime.clock()
     for user_id, until in (("ann", now + timedelta(minutes=1)), ("bob", now - timedelta(minutes=1))):
         with runtime.store.write() as db:
-            db.execute(
-                update(Connection).where(Connection.user_id == user_id).values(refreshing_until=until)
-            )
+            db.execute(update(Connection).where(Connection.user_id == user_id).values(refreshing_until=until))
 
     assert rotate_keys(with_keys(runtime, FIRST, SECOND)) == 1
 

@@ -276,7 +276,9 @@ def test_an_unknown_key_is_answered_with_a_near_one(write: Write) -> None:
     assert fault({"LIFELOGGER_WEB__PROT": "1"}) == (
         "LIFELOGGER_WEB__PROT: no such setting: did you mean LIFELOGGER_WEB__PORT?"
     )
-    assert fault({"LIFELOGGER_COMPLETELY__DIFFERENT_THING": "1"}).endswith("see settings.toml for all there are")
+    assert fault({"LIFELOGGER_COMPLETELY__DIFFERENT_THING": "1"}).endswith(
+        "see settings.toml for all there are"
+    )
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ class Provider(ABC):
             until = instant(expires) if expires else now + timedelta(seconds=int(reply["expires_in"]))
             if not (isinstance(access, str) and access and isinstance(refresh, str | None)):
                 raise TypeError
-        except (KeyError, TypeError, ValueError, AttributeError, BadRecord):
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, BadRecord):
             raise Unavailable("the token reply could not be understood") from None
         return Grant(access, refresh, until, split_scopes(reply.get("scope")), self.grantee(reply))
 
@@ -271,6 +271,6 @@ def shown(value: Json) -> str:
     """A value as it may stand in a message: short, on one line."""
     try:
         written = json.dumps(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         written = type(value).__name__
     return written if len(written) <= 60 else written[:57] + "…"

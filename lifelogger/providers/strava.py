@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
@@ -27,8 +28,10 @@ LARGEST_PAGE = 200
 SPARE = 10
 """How many items more than we hold of a window one page asks for: new ones, and the one item
 older than the window that proves its end without a second request."""
-MOST_EMPTY_STEPS = 50
-"""Pages in a row that bring nothing older before we conclude that the list has no end."""
+SECOND = timedelta(seconds=1)
+MOST_EMPTY_STEPS = 5
+"""Pages in a row that bring nothing older before we conclude that the list has no end: all of them would
+have to begin in one second, or be unreadable. Each costs a request that somebody else could use."""
 
 TYPES = {
     "AlpineSki": "alpine_skiing",
@@ -124,7 +127,9 @@ class Strava(Provider):
             older = lowest is not None and (oldest is None or lowest < oldest)
             oldest = lowest if older else oldest
             # Another activity may begin in the same second as the oldest one and stand on the next page.
-            reached = None if oldest is None else oldest + timedelta(seconds=1)
+            reached = None if oldest is None else oldest + SECOND
+            if number_of_page == 1 and before is not None and lowest == before - SECOND and len(items) < size:
+                reached = lowest  # it had room for more of that second: a walk that is cut here goes on below
             ended = oldest is not None and (
                 oldest < window.since or (window.floor is not None and oldest <= window.floor)
             )
@@ -177,12 +182,7 @@ class Strava(Provider):
         )
 
     def external_id(self, stream: Stream, item: Json) -> str | None:
-        value = item.get("id") if isinstance(item, dict) else None
-        return (
-            str(value)
-            if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
-            else None
-        )
+        return whole_number(item)
 
     def pools(self, settings: Endpoints, connection_id: int, *, token: bool = False) -> tuple[Pool, ...]:
         """Reads spend from the read limits and the overall ones, token calls from the latter only."""
@@ -204,10 +204,8 @@ class Strava(Provider):
         return {"approval_prompt": "auto"}
 
     def grantee(self, reply: Json) -> str | None:
-        athlete = reply.get("athlete")
-        return (
-            str(athlete["id"]) if isinstance(athlete, dict) and isinstance(athlete.get("id"), int) else None
-        )
+        athlete = reply.get("athlete") if isinstance(reply, dict) else None
+        return whole_number(athlete)
 
     def grant_is_dead(self, status: int, reply: Json) -> bool:
         """Strava answers a dead refresh token with a 400 of its own shape, not `invalid_grant`."""
@@ -223,10 +221,10 @@ class Strava(Provider):
 
 
 def begun(item: dict[str, Json]) -> datetime:
-    """When an activity started. A date no activity can have would end the walk too early."""
+    """When an activity started. A date no activity can have would end the walk too early, or time itself."""
     start = instant(item.get("start_date"), "start_date")
-    if start.year < 1971:
-        raise BadRecord(f"start_date: before there were activities: {shown(item.get('start_date'))}")
+    if not 1971 <= start.year < 3000:
+        raise BadRecord(f"start_date: not when there are activities: {shown(item.get('start_date'))}")
     return start
 
 
@@ -238,6 +236,13 @@ def readable_start(item: Json) -> datetime | None:
         return None
 
 
+def whole_number(item: Json) -> str | None:
+    """The `id` of an item as text: Strava's are 64-bit whole numbers. None: it has none."""
+    value = item.get("id") if isinstance(item, dict) else None
+    plausible = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63
+    return str(value) if plausible else None
+
+
 def epoch(moment: datetime) -> int:
     """Whole epoch seconds, as Strava's `before` and `after` take them."""
     return int(moment.timestamp())
@@ -245,9 +250,5 @@ def epoch(moment: datetime) -> int:
 
 def counts(header: str | None) -> tuple[int, int] | None:
     """`"12,345"` as numbers; None when the header is missing or something else."""
-    parts = (header or "").split(",")
-    return (
-        (int(parts[0]), int(parts[1]))
-        if len(parts) == 2 and all(p.strip().isdecimal() for p in parts)
-        else None
-    )
+    found = re.fullmatch(r"\s*([0-9]{1,9})\s*,\s*([0-9]{1,9})\s*", header or "")
+    return (int(found[1]), int(found[2])) if found else None
