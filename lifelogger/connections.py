@@ -27,7 +27,7 @@ class ImportRefused(LifeloggerError):
 
 
 class AccountTaken(LifeloggerError):
-    """The account at the provider is connected to another user already."""
+    """The account at the provider is another user's, or the user has another account there."""
 
 
 PLAIN = r"^[^\x00-\x1f\x7f-\x9f]+$"
@@ -151,9 +151,17 @@ def owner_conflict(db: Database, line: Line) -> str | None:
             Connection.provider == line.provider, Connection.provider_user_id == line.provider_user_id
         )
     )
-    if owner is None or owner == line.user_id:
-        return None
-    return f"the {line.provider} account {line.provider_user_id} is connected to another user"
+    if owner is not None and owner != line.user_id:
+        return f"the {line.provider} account {line.provider_user_id} is connected to another user"
+    account = db.scalar(
+        select(Connection.provider_user_id).where(
+            Connection.provider == line.provider, Connection.user_id == line.user_id
+        )
+    )
+    if account is not None and account != line.provider_user_id:
+        # Their records and cursors would be taken for those of one person.
+        return f"the user is connected to another {line.provider} account, {account}"
+    return None
 
 
 def add_user(rt: Runtime, user_id: str) -> bool:
@@ -234,3 +242,14 @@ def note_news(rt: Runtime, user_id: str) -> int:
             .values(next_sync_at=now)
         )
     return noted
+
+
+def under_way(rt: Runtime, provider: str) -> int:
+    """How many connections of a provider are claimed: a message is on its way, or its sync runs."""
+    with rt.store.read() as db:
+        claimed = select(func.count()).where(
+            Connection.provider == provider,
+            Connection.claimed_at.is_not(None),
+            Connection.next_sync_at > rt.clock(),  # else its lease is over, and nobody has heard of it
+        )
+        return db.scalar(claimed) or 0

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -95,10 +96,9 @@ class Http:
 
     def _call(self, method: str, path: str, **content: Any) -> Json:
         """Send with the token; a 401 renews it once. Raises `Wait`, `SignInAgain`, `Refused`."""
-        try:
+        with contextlib.suppress(Unauthorised):
             return self._follow(method, path, **content)
-        except Unauthorised:
-            self._token = self._renew(self._token)
+        self._token = self._renew(self._token)
         try:
             return self._follow(method, path, **content)
         except Unauthorised:
@@ -111,8 +111,8 @@ class Http:
             reply = self._send(method, url, **content)
             if reply.status not in (301, 302, 303, 307, 308):
                 return accepted(self.provider.title, path, reply)
-            target = urljoin(url, reply.headers.get("Location", ""))
-            if origin(target) != origin(url) or method != "GET":
+            target = on_same_host(url, reply.headers.get("Location", ""))
+            if target is None or method != "GET":
                 raise Unavailable(f"{self.provider.title} redirects {path} to another host: refused")
             url, content = target, {}
         raise Unavailable(f"{self.provider.title} redirects {path} without end")
@@ -185,7 +185,7 @@ def exchange(
             body, broken = read_json(response, deadline, limits.max_bytes)
     except requests.Timeout:
         failure = f"{provider.title} did not answer in time"
-    except requests.RequestException:
+    except (requests.RequestException, ValueError):  # the latter: a token that no header can carry, in words
         failure = f"{provider.title} could not be reached, or broke the connection"
     if failure is not None:
         with contextlib.suppress(
@@ -225,9 +225,15 @@ def read_json(response: requests.Response, deadline: float, most: int) -> tuple[
     except (urllib3.exceptions.HTTPError, OSError):
         return None, "its answer broke off"
     try:
-        return json.loads(received, parse_constant=refuse_constant), None
+        return json.loads(received, parse_constant=refuse_constant, parse_float=finite), None
     except (ValueError, RecursionError):
         return None, "its answer is not JSON"
+
+
+def finite(digits: str) -> float | str:
+    """A number beyond all floats stays the text it is: one field's fault, never an Infinity in the store."""
+    value = float(digits)
+    return value if math.isfinite(value) else digits
 
 
 def refuse_constant(word: str) -> NoReturn:
@@ -254,14 +260,20 @@ def date_of(headers: Mapping[str, str]) -> datetime | None:
     """The provider's own time of the answer (RFC 9110, 6.6.1)."""
     try:
         date = parsedate_to_datetime(headers.get("Date", ""))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return date.replace(tzinfo=UTC) if date.tzinfo is None else date
 
 
-def origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port
+def on_same_host(url: str, location: str) -> str | None:
+    """Where a redirect from `url` leads; None when that is another scheme, host or port, or no address."""
+    try:
+        target = urljoin(url, location)
+        here, there = urlsplit(url), urlsplit(target)
+        same = (here.scheme, here.hostname, here.port) == (there.scheme, there.hostname, there.port)
+    except ValueError:
+        return None
+    return target if same else None
 
 
 class Bearer(requests.auth.AuthBase):
@@ -275,6 +287,13 @@ class Bearer(requests.auth.AuthBase):
         return request
 
 
+class Session(requests.Session):
+    """Leaves redirects to us: even told not to follow one, `requests` reads its whole body and parses it."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
 _of_thread = threading.local()
 
 
@@ -282,7 +301,8 @@ def session() -> requests.Session:
     """The thread's session: it keeps connections alive, and no cookie of one user for the next."""
     found = getattr(_of_thread, "session", None)
     if found is None:
-        found = _of_thread.session = requests.Session()
+        found = _of_thread.session = Session()
+        found.auth = lambda request: request  # a token call has none: without one `.netrc` would be asked
         found.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         found.headers["User-Agent"] = "lifelogger"
     return found

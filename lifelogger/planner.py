@@ -19,6 +19,7 @@ from sqlalchemy import select, update
 
 from lifelogger import runtime as processwide
 from lifelogger.budget import Window
+from lifelogger.connections import under_way
 from lifelogger.errors import Unavailable
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection, Tick
@@ -99,7 +100,10 @@ def claim(rt: Runtime, db: Database, allowances: dict[str, Allowance], now: date
 
 
 def allowance(rt: Runtime, provider: str, now: datetime) -> Allowance:
-    """What the provider's windows leave for this tick; nothing when Redis cannot tell."""
+    """What the provider's windows leave for this tick, less what earlier plans have yet to spend.
+
+    Nothing when Redis cannot tell.
+    """
     pools = rt.providers[provider].pools(rt.settings.providers[provider], 0)
     try:
         windows = rt.budget.windows(pools)
@@ -108,7 +112,9 @@ def allowance(rt: Runtime, provider: str, now: datetime) -> Allowance:
         return Allowance(0, 0)
     settings = rt.settings
     period = timedelta(seconds=settings.sync.interval_seconds)
-    return allowed(windows, now, period, settings.schedule.reserve, rt.providers[provider].poll_cost)
+    left = allowed(windows, now, period, settings.schedule.reserve, rt.providers[provider].poll_cost)
+    claimed = under_way(rt, provider)
+    return Allowance(max(0, left.news - claimed), max(0, left.background - claimed))
 
 
 def allowed(

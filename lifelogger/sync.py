@@ -16,6 +16,7 @@ from sqlalchemy import Connection as Database
 from sqlalchemy import func, insert, or_, select, update
 
 from lifelogger import runtime as processwide
+from lifelogger.budget import CountUnknown
 from lifelogger.errors import LifeloggerError, LockLost, Refused, SignInAgain, Wait
 from lifelogger.http import Http
 from lifelogger.mutex import Lock
@@ -141,6 +142,8 @@ class ConnectionSync:
             spent = wait.until is not None
             self.journal.outcome, self.journal.message = ("deferred" if spent else "failed"), wait.reason
             until = wait.until or self._back_off()
+            if isinstance(wait, CountUnknown):
+                until = self.rt.clock()  # due at once: whoever learns the count has a plan made
         except LifeloggerError as trouble:
             log.error("connection %s: %s", self.row["id"], trouble)
             self.journal.outcome, self.journal.message = "failed", str(trouble)
@@ -180,8 +183,8 @@ class ConnectionSync:
             http.leave = outstanding(rt, self.provider.name)
             try:
                 self._guarded(sweep, sweep.read_history)
-            except Wait as wait:
-                log.debug("connection %s: history goes on later: %s", connection_id, wait.reason)
+            except Wait as wait:  # what is fresh was read: no failure, but something to tell
+                self.journal.message = f"History goes on later: {wait.reason}"
                 break
 
     def _guarded(self, sweep: Sweep, read: Any) -> None:
@@ -269,7 +272,8 @@ class ConnectionSync:
                 values |= {"failures": 0, "last_sync_at": now, "next_sync_at": now if more_news else due}
                 values |= {} if more_news else {"news_at": None}
             elif run.outcome == "needs_reauth":
-                values |= needs_reauth(run.message or "", now)
+                # News may be that the person has signed in again meanwhile: then nothing is over.
+                values |= {} if more_news else needs_reauth(run.message or "", now)
             else:
                 failed = run.outcome == "failed"
                 values |= {"next_sync_at": until, "wait_reason": run.message}

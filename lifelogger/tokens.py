@@ -19,10 +19,10 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
-from sqlalchemy import or_, select, update
+from sqlalchemy import func, literal, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
-from lifelogger.errors import SignInAgain, Unavailable, Wait
+from lifelogger.errors import LifeloggerError, SignInAgain, Unavailable
 from lifelogger.http import call_token_endpoint
 from lifelogger.mutex import Locked
 from lifelogger.providers.base import Grant, instant
@@ -83,11 +83,11 @@ class Tokens:
         """
         runtime = self.runtime
         row = self._take(connection_id)
-        current = runtime.vault.decrypt(row.access_token)
-        if current != refused and row.token_expires_at - margin > runtime.clock():
-            self._give_back(connection_id)
-            return current
         try:
+            current = runtime.vault.decrypt(row.access_token)
+            if current != refused and row.token_expires_at - margin > runtime.clock():
+                self._give_back(connection_id)
+                return current
             grant = self._from_escrow(row) or self._ask(row)
         except SignInAgain as end:
             self._end(row, str(end))
@@ -129,9 +129,11 @@ class Tokens:
         if row is not None:
             return Held(*row)
         with self.runtime.store.read() as db:
-            status = db.scalar(select(Connection.status).where(Connection.id == connection_id))
-        if status == "active":
-            raise Unavailable("its tokens are being refreshed by another worker")
+            held = db.execute(
+                select(Connection.status, Connection.refreshing_until).where(Connection.id == connection_id)
+            ).one_or_none()
+        if held is not None and held.status == "active":
+            raise Unavailable("its tokens are being refreshed by another worker", held.refreshing_until)
         raise SignInAgain("the connection waits for the person to sign in again")
 
     def _give_back(self, connection_id: int) -> None:
@@ -243,9 +245,13 @@ class Tokens:
             return None
         if sealed is None:
             return None
-        pair = json.loads(self.runtime.vault.decrypt(sealed))
-        if row.refresh_token is None or pair["replaces"] != self.runtime.vault.decrypt(row.refresh_token):
+        vault = self.runtime.vault
+        pair = json.loads(vault.decrypt(sealed))
+        if row.refresh_token is None or pair["replaces"] != vault.decrypt(row.refresh_token):
             return None
+        row_has = vault.decrypt(row.access_token), vault.decrypt(row.refresh_token)
+        if row_has == (pair["access_token"], pair["refresh_token"]):
+            return None  # it did reach the row, and only its removal from Redis failed
         log.info("connection %s: tokens of an interrupted refresh found", row.id)
         scopes = tuple(pair["scopes"]) if pair["scopes"] else None
         return Grant(pair["access_token"], pair["refresh_token"], instant(pair["expires_at"]), scopes)
@@ -269,8 +275,11 @@ class Tokens:
             except SignInAgain as end:
                 log.warning("connection %s: %s", connection_id, end)
                 outcomes["needs_reauth"] += 1
-            except Wait as trouble:
+            except LifeloggerError as trouble:
                 log.warning("connection %s: %s", connection_id, trouble)
+                outcomes["later"] += 1
+            except Exception:  # one connection's fault must not cost the others their tokens
+                log.exception("connection %s: its tokens were not refreshed", connection_id)
                 outcomes["later"] += 1
         return outcomes
 
@@ -283,9 +292,11 @@ class Tokens:
                 for row in db.execute(
                     select(Connection.id, Connection.user_id)
                     .where(
-                        Connection.status == "active",
+                        # Written out: a parameter does not tell a database that its partial index fits.
+                        Connection.status == literal("active", literal_execute=True),
                         Connection.token_expires_at < before,
-                        Connection.provider.in_(enabled),
+                        # Wrapped: SQLite would rather read all of a provider's connections by an index.
+                        func.coalesce(Connection.provider, "").in_(enabled),
                     )
                     .order_by(Connection.token_expires_at)
                     .limit(MOST_AT_ONCE)

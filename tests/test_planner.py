@@ -549,3 +549,18 @@ def test_a_tick_is_written_down_with_what_it_planned(rt: Runtime) -> None:
     ]
     with rt.store.read() as db:
         assert db.scalar(select(func.count()).select_from(Tick)) == 1
+
+
+def test_plans_that_are_not_spent_yet_are_not_made_again(runtime: Runtime) -> None:
+    """Three ticks inside one lease, with 5 requests left, claim 5 connections in all (promise 9)."""
+    provider = runtime.providers["strava"]
+    pools = provider.pools(runtime.settings.providers["strava"], 0)
+    clock = runtime.clock
+    ticket = runtime.budget.take(pools)
+    used = {"reads": Usage((100, 1000), (95, 95)), "overall": Usage((200, 2000), (95, 95))}
+    runtime.budget.settle(ticket, usage=used, date=clock())
+    connect(runtime, *[f"user{number}" for number in range(20)], news_at=clock(), due=clock())
+
+    planned = [plan(runtime), plan(runtime), plan(runtime)]
+
+    assert [len(users) for users in planned] == [5, 0, 0]
