@@ -27,7 +27,7 @@ import requests
 import urllib3
 
 from lifelogger.budget import Budget, Ticket
-from lifelogger.errors import BudgetSpent, LifeloggerError, Refused, SignInAgain, Unavailable
+from lifelogger.errors import BudgetSpent, LifeloggerError, Refused, Unavailable
 from lifelogger.providers.base import Json, Pool, Provider
 from lifelogger.settings import Http as HttpLimits
 from lifelogger.settings import ProviderSettings
@@ -102,7 +102,8 @@ class Http:
         try:
             return self._follow(method, path, **content)
         except Unauthorised:
-            raise SignInAgain(f"{self.provider.title} refuses a token that was just renewed") from None
+            # Not for the person to mend: a grant that is gone is refused when its token is renewed.
+            raise Unavailable(f"{self.provider.title} refuses a token that was just renewed") from None
 
     def _follow(self, method: str, path: str, **content: Any) -> Json:
         """Send, and follow redirects as long as they stay on the host that may see the token."""

@@ -20,7 +20,7 @@ from lifelogger.http import Http
 from lifelogger.providers import base
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Record, Stream
-from lifelogger.store.pages import Counts, Item, delete_missing, write_items
+from lifelogger.store.pages import Counts, Item, TooDeep, delete_missing, write_items
 
 READ_TO_THE_END_EVERY = timedelta(days=1)
 """How long we believe that nothing older than the oldest record was uploaded since."""
@@ -131,18 +131,21 @@ class Sweep:
                     )
                 self._advance(db, page.reached, page.end)
         if page.reached is not None:
-            # What was shown of the span below is not shown again: on Strava's oldest second, for example.
+            # What was shown of the span below need not be shown again.
             below = {key: at for key, at in self.present.items() if at is None or at < page.reached}
             legible = all(item.external_id is not None for item in items)
             self.upper, self.present, self.readable = page.reached, below, legible
         self.counts.add(counts)
 
     def _item(self, raw: Any) -> Item:
+        key = self.provider.external_id(self.stream, raw)
         try:
-            record = self.provider.record(self.stream, raw)
+            return Item(key, raw, self.provider.record(self.stream, raw))
         except BadRecord as bad:
-            return Item(self.provider.external_id(self.stream, raw), raw, reason=str(bad))
-        return Item(record.external_id, raw, record)
+            reason = str(bad)
+        except TooDeep as bad:
+            raw, reason = None, str(bad)  # it cannot be kept, not even in the quarantine
+        return Item(key, raw, reason=reason)
 
     def _advance(self, db: Database, reached: datetime, end: bool) -> None:
         """Write down what is known now: everything down to `reached`, and what is still to come."""

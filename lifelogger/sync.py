@@ -17,6 +17,7 @@ from sqlalchemy import func, insert, or_, select, update
 
 from lifelogger import runtime as processwide
 from lifelogger.budget import CountUnknown
+from lifelogger.connections import under_way
 from lifelogger.errors import LifeloggerError, LockLost, Refused, SignInAgain, Wait
 from lifelogger.http import Http
 from lifelogger.mutex import Lock
@@ -180,7 +181,7 @@ class ConnectionSync:
         # History afterwards, with what the budget leaves after everybody's fresh data: now, and for the day.
         http.leave_share, http.pace = rt.settings.schedule.reserve, rt.settings.sync.interval_seconds
         for sweep in sweeps:
-            http.leave = outstanding(rt, self.provider.name)
+            http.leave = under_way(rt, self.provider.name) * self.provider.poll_cost
             try:
                 self._guarded(sweep, sweep.read_history)
             except Wait as wait:  # what is fresh was read: no failure, but something to tell
@@ -294,12 +295,3 @@ class ConnectionSync:
                     quarantined=counts.quarantined,
                 )
             )
-
-
-def outstanding(rt: Runtime, provider: str) -> int:
-    """How many claimed syncs of a provider have yet to send: history leaves them their requests."""
-    with rt.store.read() as db:
-        claimed = select(func.count()).where(
-            Connection.provider == provider, Connection.claimed_at.is_not(None)
-        )
-        return (db.scalar(claimed) or 0) * rt.providers[provider].poll_cost

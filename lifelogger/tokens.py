@@ -88,14 +88,18 @@ class Tokens:
             if current != refused and row.token_expires_at - margin > runtime.clock():
                 self._give_back(connection_id)
                 return current
-            grant = self._from_escrow(row) or self._ask(row)
+            found = self._from_escrow(row)
+            grant = found or self._ask(row)
         except SignInAgain as end:
             self._end(row, str(end))
             raise
         except BaseException:
             self._give_back(connection_id)
             raise
-        return self._keep(row, grant)
+        token = self._keep(row, grant)
+        if found and (token == refused or found.expires_at - NEARLY_EXPIRED <= runtime.clock()):
+            return self.refresh(connection_id, margin=margin, refused=refused)  # it waited for too long
+        return token
 
     def _take(self, connection_id: int) -> Held:
         """Take the row for a refresh, and read it. Raises `Unavailable` while somebody else has it."""
@@ -237,6 +241,18 @@ class Tokens:
         except RedisError:
             log.warning("connection %s: Redis is away; its new tokens go to the database only", row.id)
 
+    def rotate_escrow(self, connection_id: int) -> None:
+        """Encrypt a pair that waits in Redis with the first key again. Raises `Unavailable`."""
+        key, server = self._escrow_key(connection_id), self.runtime.redis
+        try:
+            sealed: Any = server.get(key)
+            if sealed is not None:
+                server.set(key, self.runtime.vault.rotate(sealed), keepttl=True, xx=True)
+        except RedisError:
+            raise Unavailable(
+                "Redis does not answer, where refreshed tokens may wait: rotate again"
+            ) from None
+
     def _from_escrow(self, row: Held) -> Grant | None:
         """A pair that an earlier refresh received for this very row and could not store."""
         try:
@@ -320,9 +336,11 @@ def needs_reauth(reason: str, now: datetime) -> dict[str, Any]:
 def rotate_keys(runtime: Runtime) -> int:
     """Encrypt every stored token with the first key again; return how many connections there were.
 
-    A connection whose tokens are being refreshed is left to that refresh, which uses the first key.
+    A connection whose tokens are being refreshed is left to that refresh, which uses the first key. A pair
+    that waits in Redis is encrypted again, too.
     """
     done, last = 0, 0
+    tokens = Tokens(runtime)
     while True:
         with runtime.store.write() as db:
             rows = db.execute(
@@ -344,6 +362,8 @@ def rotate_keys(runtime: Runtime) -> int:
                         refresh_token=runtime.vault.rotate(row.refresh_token) if row.refresh_token else None,
                     )
                 )
+        for row in rows:
+            tokens.rotate_escrow(row.id)
         if not rows:
             return done
         done, last = done + len(rows), rows[-1].id

@@ -146,13 +146,16 @@ def runtime(database_url: str, redis_url: str, settings_env: Callable[..., Setti
 
 # The sandbox -----------------------------------------------------------------------------------------
 
+CLOCK = Clock()
+"""The sandbox's: what runs in this process reads it without asking."""
+
 NOON = datetime(2026, 11, 24, 12, 2, tzinfo=UTC)
 
 
 @pytest.fixture(scope="session")
 def sandbox_server() -> Iterator[Sandbox]:
     """A simulated Strava of this session alone, with five people: alice and others."""
-    with Sandbox(people=5, seed=7, history_days=90, clock=Clock()) as server:
+    with Sandbox(people=5, seed=7, history_days=90, clock=CLOCK) as server:
         yield server
 
 
@@ -194,8 +197,8 @@ def live(
     make_tables(built.store)
     clocked = dataclasses.replace(
         built,
-        clock=lambda: datetime.fromtimestamp(sandbox.now(), UTC),
-        budget=Budget(redis_url, prefix=built.settings.redis.prefix, clock=sandbox.now),
+        clock=lambda: datetime.fromtimestamp(CLOCK.now(), UTC),
+        budget=Budget(redis_url, prefix=built.settings.redis.prefix, clock=CLOCK.now),
     )
     yield clocked
     clocked.close()

@@ -7,46 +7,20 @@ import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-import pytest
 from sqlalchemy import delete, select, update
 
 from lifelogger.connections import import_lines
 from lifelogger.runtime import Runtime
-from lifelogger.store import Store
-from lifelogger.store.migrate import upgrade
-from lifelogger.store.models import Base, Connection, Quarantined, Record, Stream, SyncRun, User
+from lifelogger.store.models import Connection, Quarantined, Record, Stream, SyncRun, User
 from tests.sandbox.control import Control
-from tests.servers import PostgresServer
 
 LIST = "GET /athlete/activities"
 TOKEN = "POST /oauth/token"
 NOON = datetime(2026, 11, 24, 12, 2, tzinfo=UTC)
 """Where the clock of `live` stands at first."""
-
-
-# Databases -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """As in conftest, but PostgreSQL's is made once and emptied: quicker than making it each time."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'test.db'}"
-    server: PostgresServer = request.getfixturevalue("postgres_server")
-    url = server.url_of("live")
-    with server.connect() as admin:
-        known = admin.execute("SELECT 1 FROM pg_database WHERE datname = 'live'").fetchone()
-    store = Store(url if known else server.create("live"))
-    upgrade(store)
-    with store.write() as db:
-        for table in reversed(Base.metadata.sorted_tables):
-            db.execute(delete(table))
-    store.close()
-    return url
 
 
 # People ----------------------------------------------------------------------------------------------

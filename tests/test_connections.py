@@ -437,3 +437,13 @@ def test_one_of_a_provider_that_is_switched_off_does_not_look(rt: Runtime) -> No
     without = dataclasses.replace(rt, settings=rt.settings.model_copy(update={"providers": {"strava": off}}))
 
     assert note_news(without, "ann") == 0
+
+
+def test_a_user_does_not_change_accounts_by_connecting_again(runtime: Runtime) -> None:
+    """Their records and cursors would be taken for those of one person."""
+    import_lines(runtime, [line("ann", provider_user_id="1")])
+
+    with pytest.raises(ImportRefused, match="connected to another strava account, 1"):
+        import_lines(runtime, [line("ann", provider_user_id="2")])
+
+    assert import_lines(runtime, [line("ann", provider_user_id="1")]).replaced == 1

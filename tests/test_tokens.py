@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import traceback
@@ -12,14 +13,16 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from redis.exceptions import ConnectionError as RedisGone
 from sqlalchemy import event, text
 
 from lifelogger import sync
+from lifelogger.crypto import Vault, key_file
 from lifelogger.errors import LifeloggerError, SignInAgain, Unavailable, Wait
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Base
-from lifelogger.tokens import LEASE, Tokens
+from lifelogger.tokens import LEASE, Tokens, rotate_keys
 from tests.live import (
     LIST,
     NOON,
@@ -27,7 +30,6 @@ from tests.live import (
     change,
     connect,
     connection,
-    database_url,  # noqa: F401
     in_background,
     stored,
     truth,
@@ -478,3 +480,35 @@ def dump(live: Runtime) -> Iterator[str]:
             "zset": lambda key: live.redis.zrange(key, 0, -1, withscores=True),
         }
         yield json.dumps(repr(read[kind](key)))
+
+
+def test_a_pair_that_waited_until_it_expired_is_renewed_at_once(live: Runtime, sandbox: Control) -> None:
+    """Promise 5: its access token is no use any more, its refresh token is all there is."""
+    sandbox.settings(rotate="always")
+    connect(live, sandbox, "alice")
+    sandbox.step(LIFE)
+    with refusing(live, when="new"), pytest.raises(Unavailable, match="wait in Redis"):
+        Tokens(live).refresh(connection(live, "alice").id)
+    sandbox.step(2 * LIFE)
+
+    (run,) = sync.run("alice", runtime=live)
+
+    assert run.outcome == "ok"
+    assert [entry["status"] for entry in refreshes(sandbox)] == [200, 200]
+    assert sandbox.summary()["refresh_tokens_used_twice"] == 0
+
+
+def test_changed_keys_reach_a_pair_that_waits(live: Runtime, sandbox: Control) -> None:
+    """After the rotation the old key may be dropped, and the pair in Redis is still found."""
+    sandbox.settings(rotate="always")
+    connect(live, sandbox, "alice")
+    sandbox.step(LIFE)
+    with refusing(live, when="new"), pytest.raises(Unavailable, match="wait in Redis"):
+        Tokens(live).refresh(connection(live, "alice").id)
+    sandbox.step(LEASE.total_seconds() + 1)
+    old, new = key_file(live.settings.var / "encryption.key"), Fernet.generate_key().decode()
+
+    rotate_keys(dataclasses.replace(live, vault=Vault([new, old])))
+    Tokens(dataclasses.replace(live, vault=Vault([new]))).refresh(connection(live, "alice").id)
+
+    assert len(refreshes(sandbox)) == 1

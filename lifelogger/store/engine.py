@@ -18,7 +18,10 @@ CONNECT_SECONDS = 5
 
 
 class Store:
-    """Short transactions only: never keep one open while HTTP runs."""
+    """Short transactions only: never keep one open while HTTP runs.
+
+    Errors do not show the parameters of their statement: people's data is among them.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
@@ -27,7 +30,7 @@ class Store:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = sqlite_engine(self.url.database or "") if self.is_sqlite else create_engine(
             self.url, pool_size=16, max_overflow=16, pool_pre_ping=True, isolation_level="READ COMMITTED",
-            connect_args={"connect_timeout": CONNECT_SECONDS},
+            connect_args={"connect_timeout": CONNECT_SECONDS}, hide_parameters=True,
         )  # fmt: skip
         # Without `preserve_rowcount` an INSERT tells none on PostgreSQL: who comes first would not know it.
         self._writing = self.engine.execution_options(writes=True, preserve_rowcount=True)
@@ -61,7 +64,7 @@ def sqlite_engine(path: str) -> Engine:
     """
     if path and path != ":memory:":
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_SECONDS}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:

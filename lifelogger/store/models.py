@@ -50,13 +50,22 @@ class Utc(TypeDecorator[datetime]):
 
 
 class Payload(TypeDecorator[Any]):
-    """JSON exactly as meant: kept as ASCII text, since PostgreSQL's `jsonb` refuses `\\u0000`."""
+    """JSON exactly as meant: kept as ASCII text, since PostgreSQL's `jsonb` refuses `\\u0000`.
+
+    None is SQL's NULL, or where `none_is_null` the JSON `null`, which is an item like another.
+    """
 
     impl = Text
     cache_ok = True
 
+    def __init__(self, *, none_is_null: bool = False) -> None:
+        super().__init__()
+        self.none_is_null = none_is_null
+
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        return None if value is None else json.dumps(value, separators=(",", ":"))
+        if value is None and not self.none_is_null:
+            return None
+        return json.dumps(value, separators=(",", ":"))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
         return None if value is None else json.loads(value)
@@ -214,7 +223,7 @@ class Quarantined(Base):
     external_id: Mapped[str | None] = mapped_column(String(200))
     digest: Mapped[str] = mapped_column(String(64))
     reason: Mapped[str]
-    payload: Mapped[Any] = mapped_column(Payload)
+    payload: Mapped[Any] = mapped_column(Payload(none_is_null=True))
     created_at: Mapped[datetime]
 
 

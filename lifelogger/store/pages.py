@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
 
+from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import Record as Normal
 from lifelogger.store.engine import Store
 from lifelogger.store.models import Quarantined, Record
 
 VALUES = tuple(each.name for each in fields(Normal) if each.name != "external_id")
+MOST_DEPTH = 500
+"""Levels of nesting that we keep: Python reads and writes JSON by recursion, up to 1000 calls deep in all."""
 KEPT_OF_A_DELETED = {"kind", "ordered_at"}
 
 
@@ -27,12 +30,41 @@ class Item:
     raw: Any
     record: Normal | None = None
     reason: str | None = None
+    digest: str = field(init=False)
+    """SHA-256 of the raw item, the order of its keys aside. Raises `TooDeep`."""
 
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(
-            json.dumps(self.raw, sort_keys=True, separators=(",", ":")).encode()
-        ).hexdigest()
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", digest_of(self.raw))
+
+
+class TooDeep(LifeloggerError):
+    """JSON is nested so deeply that what was read might not be written again."""
+
+
+def digest_of(raw: Any) -> str:
+    trouble = False
+    try:
+        text = json.dumps(raw, sort_keys=True, separators=(",", ":"))
+        # Nesting needs brackets, so only what has that many is looked at.
+        trouble = text.count("{") + text.count("[") > MOST_DEPTH and is_deeper(raw, MOST_DEPTH)
+    except RecursionError:
+        trouble = True
+    if trouble:
+        raise TooDeep(f"nested more than {MOST_DEPTH} levels deep")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether JSON is nested more deeply than so many levels."""
+    layer = [value]
+    for _ in range(levels + 1):
+        layer = [
+            each
+            for holder in layer
+            if isinstance(holder, dict | list)
+            for each in (holder.values() if isinstance(holder, dict) else holder)
+        ]
+    return any(isinstance(each, dict | list) for each in layer)
 
 
 @dataclass(slots=True)
