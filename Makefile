@@ -32,7 +32,7 @@ status: env  ## how everything stands
 	@$(BIN)/lifelogger status
 
 test: env  ## the tests, in less than two minutes
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n auto
 
 test-slow: env  ## the tests that take longer: kills at random moments, 500 people at once
 	@$(BIN)/pytest -m slow --timeout 600

@@ -1,14 +1,16 @@
 """The command line. Each command is a few lines: what it does is in the library.
 
 Exit status: 0 it worked, 1 it did not (a sentence on standard error says why and what next), 2 the
-command or the settings are wrong, 130 interrupted.
+command or the settings are wrong, 130 interrupted. For `run` and `periodiq`, Ctrl-C is the regular end: 0.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 import time
 import webbrowser
@@ -26,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lifelogger import status as standing
 from lifelogger.errors import LifeloggerError, SettingsError
+from lifelogger.local import changes, count
 from lifelogger.runtime import Runtime, database_url
 from lifelogger.runtime import runtime as processwide
 from lifelogger.settings import get_settings
@@ -46,32 +49,52 @@ app.add_typer(keys_app, name="keys")
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
+WIDE = 10_000
+"""Columns of a table that goes to a file or another program: nothing is cut or wrapped there."""
+MOST_FAULTS = 20
+
+
+def _seconds(value: str | float) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|)", str(value).strip())  # a default comes by here too
+    if match is None or float(match[1]) == 0:
+        raise typer.BadParameter(f"{value!r} is not a time: write 60s, 5m or 1h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _new_id(value: str) -> str:
+    if not 0 < len(value) <= 200 or not value.isprintable():
+        raise typer.BadParameter(f"{value[:50]!r} cannot be a user's id: 1 to 200 printable characters")
+    return value
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 UserId = Annotated[str, typer.Argument(metavar="USER", help="The user's id.")]
+NewUserId = Annotated[str, typer.Argument(metavar="USER", help="The user's id.", callback=_new_id)]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit. Errors are sentences, not tracebacks."""
     try:
-        app(list(arguments) if arguments is not None else None, standalone_mode=True)
+        app(list(arguments) if arguments is not None else None, prog_name="lifelogger")
         raise SystemExit(0)
     except SettingsError as error:
         _fail(str(error), 2)
     except LifeloggerError as error:
         _fail(str(error))
     except SQLAlchemyError as error:
-        from lifelogger.doctor import first_line
+        from lifelogger.doctor import database_trouble
 
-        _fail(
-            f"The database does not answer as it should: {first_line(error)}. "
-            "Is database.url right, and are its tables made (`lifelogger migrate`)?"
-        )
+        _fail(database_trouble(error))
     except redis.RedisError as error:
-        _fail(f"Redis does not answer: {error!s:.200}. Is redis.url right?")
+        from lifelogger.doctor import redis_trouble
+
+        _fail(redis_trouble(error))
     except BrokenPipeError:
         # Whoever read us has gone; closing standard output must not complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except OSError as error:
+        _fail(f"{error.filename or 'Standard output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
@@ -88,25 +111,23 @@ def _runtime() -> Runtime:
 # Processes -----------------------------------------------------------------------------------------
 
 
-def _seconds(value: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|)", value.strip())
-    if match is None or float(match[1]) == 0:
-        raise typer.BadParameter(f"{value!r} is not a time: write 60s, 5m or 1h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
 @app.command()
 def run(
-    duration: Annotated[
-        str | None, typer.Option("--for", metavar="TIME", help="End by itself after so long: 60s, 5m, 1h.")
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--for", metavar="TIME", parser=_seconds, help="End by itself after so long: 60s, 5m, 1h."
+        ),
     ] = None,
 ) -> None:
-    """Run everything on this machine: sandbox, worker, periodiq and web. Ctrl-C ends it."""
+    """Run everything on this machine until Ctrl-C.
+
+    The sandbox (where a provider is simulated), web, worker and periodiq, in this order.
+    """
     from lifelogger import local
     from lifelogger.store.migrate import upgrade
     from lifelogger.web.login import login_token
 
-    seconds = None if duration is None else _seconds(duration)
     rt = _runtime()
     upgrade(rt.store)
     token, made = login_token(rt.settings)
@@ -120,7 +141,10 @@ def _say(line: str) -> None:
 
 @app.command()
 def worker() -> None:
-    """Run a worker: the `dramatiq` command with our actors, as large as [worker] says."""
+    """Run a worker, which runs the syncs.
+
+    It is the `dramatiq` command with our actors, as large as [worker] in the settings says.
+    """
     from lifelogger import local
 
     _become(local.worker_command(get_settings()), local.application())
@@ -128,7 +152,10 @@ def worker() -> None:
 
 @app.command()
 def periodiq() -> None:
-    """Run the timetable: the `periodiq` command, started again when it dies."""
+    """Run the timetable, which plans the syncs.
+
+    It is the `periodiq` command, started again when it dies.
+    """
     from lifelogger import local
     from lifelogger.supervisor import Part, Tree
 
@@ -199,7 +226,10 @@ def migrate() -> None:
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Look for what is wrong: a line for each check, with what to do next."""
+    """Look for what is wrong, and say what to do.
+
+    A line for each check; the exit status is 1 when one failed.
+    """
     from lifelogger.doctor import examine
 
     findings = list(examine(_runtime()))
@@ -217,15 +247,13 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 @user_app.command("add")
-def user_add(user_id: UserId) -> None:
+def user_add(user_id: NewUserId) -> None:
     """Add a user."""
     from lifelogger.connections import add_user
 
-    if not user_id or len(user_id) > 200 or not user_id.isprintable():
-        raise SettingsError(f"{user_id[:50]!r} cannot be a user's id: 1 to 200 printable characters")
     if not add_user(_runtime(), user_id):
-        raise LifeloggerError(f"There is a user {user_id!r} already")
-    out.print(f"Added {escape(user_id)}. Next: lifelogger connect {escape(user_id)} PROVIDER")
+        raise LifeloggerError(f"There is a user {user_id!r} already: `lifelogger status {_quoted(user_id)}`")
+    _say(f"Added {user_id}. Next: `lifelogger connect {_quoted(user_id)} PROVIDER`")
 
 
 @user_app.command("list")
@@ -248,13 +276,18 @@ def user_list(
 
 @app.command()
 def connect(
-    user_id: UserId,
+    user_id: NewUserId,
     provider: Annotated[str, typer.Argument(help="strava, for example; see [providers] in the settings.")],
     port: Annotated[int, typer.Option(help="Port for the callback; 0: any free one.", min=0, max=65535)] = 0,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the address at once.")] = True,
-    timeout: Annotated[str, typer.Option(help="How long to wait for the person.")] = "5m",
+    timeout: Annotated[
+        float, typer.Option(metavar="TIME", parser=_seconds, help="How long to wait for the person.")
+    ] = 300,
 ) -> None:
-    """Connect a user's account: opens the provider's page and waits for the answer."""
+    """Connect a user's account at a provider.
+
+    Opens the provider's page and waits until the person has agreed there.
+    """
     from lifelogger.client import request_sync
     from lifelogger.connecting import connect as connect_account
 
@@ -265,7 +298,7 @@ def connect(
         if open_browser and sys.stdin.isatty():
             webbrowser.open(address)
 
-    new, missing = connect_account(rt, user_id, provider, show, port=port, seconds=_seconds(timeout))
+    new, missing = connect_account(rt, user_id, provider, show, port=port, seconds=timeout)
     out.print(f"{'Connected' if new else 'Connected again, keeping the data:'} {escape(user_id)}.")
     if missing:
         out.print(f"Not granted: {', '.join(missing)}. What needs it is not synced.", style="yellow")
@@ -276,15 +309,24 @@ def connect(
 def connections_import(
     file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", exists=True, dir_okay=False, readable=True)],
 ) -> None:
-    """Import connections from JSON lines: all of them or, when any line is wrong, none."""
-    from lifelogger.connections import import_lines
+    """Import connections from JSON lines.
+
+    All of them or, when any line is wrong, none. A line: {"user_id", "provider", "access_token",
+    "refresh_token", "expires_at", "scopes", "provider_user_id"}.
+    """
+    from lifelogger.connections import ImportRefused, import_lines
 
     rt = _runtime()
     with file.open(encoding="utf-8", errors="replace") as lines, _progress() as progress:
         total = sum(1 for _ in lines)
         lines.seek(0)
-        done = import_lines(rt, progress.track(lines, total=total, description="Checking"))
-    out.print(f"{done.added} connections added, {done.replaced} replaced.")
+        try:
+            done = import_lines(rt, progress.track(lines, total=total, description="Checking"))
+        except ImportRefused as error:
+            shown, more = error.faults[:MOST_FAULTS], len(error.faults) - MOST_FAULTS
+            told = "\n  ".join([*shown, f"and {more} more"] if more > 0 else shown)
+            raise LifeloggerError(f"Nothing was imported:\n  {told}") from None
+    out.print(f"{count(done.added, 'connection')} added, {done.replaced:,} replaced.")
 
 
 @app.command()
@@ -294,7 +336,10 @@ def export(
         Path | None, typer.Option("--output", "-o", help="A file, instead of printing.")
     ] = None,
 ) -> None:
-    """Write all that is kept about a user, as JSON Lines. Tokens are not in it."""
+    """Write all that is kept about a user, as JSON Lines.
+
+    Each line is one `object`: user, connection, stream, record, quarantined or sync_run. No token is in it.
+    """
     from lifelogger import export as exporting
 
     rt = _runtime()
@@ -304,17 +349,21 @@ def export(
             print(json.dumps(each))
         sys.stdout.flush()
         return
-    draft = output.with_name(f".{output.name}.{os.getpid()}")
+    if not output.name or output.is_dir():
+        raise LifeloggerError(f"{output} cannot be written: it is a folder, name a file in it")
+    draft, written = output.with_name(f".{output.name}.{os.getpid()}"), 0
     try:
         with _progress() as progress, open(draft, "x", encoding="utf-8", opener=_private) as file:
             for each in progress.track(exporting.objects(rt, user_id), total=total, description="Exporting"):
                 file.write(json.dumps(each) + "\n")
+                written += 1
         draft.replace(output)  # whole, or not at all
     except OSError as error:
         raise LifeloggerError(f"{output} cannot be written: {error.strerror}") from None
     finally:
-        draft.unlink(missing_ok=True)
-    err.print(f"{total} objects written to {escape(str(output))}.")
+        with contextlib.suppress(OSError):  # not even the folder is there
+            draft.unlink()
+    err.print(f"{written:,} objects written to {escape(str(output))}.")
 
 
 def _private(path: str, flags: int) -> int:
@@ -330,26 +379,26 @@ def sync(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until it is done, and tell what it did.")
     ] = False,
-    timeout: Annotated[str, typer.Option(help="How long to wait.")] = "2m",
+    timeout: Annotated[float, typer.Option(metavar="TIME", parser=_seconds, help="How long to wait.")] = 120,
 ) -> None:
     """Ask for a sync of one user now."""
     from lifelogger.client import request_sync
 
     rt = _runtime()
-    user = standing.user(rt, user_id)
-    if user is None:
-        raise LifeloggerError(f"There is no user {user_id!r}: `lifelogger user list` shows all")
+    user = _known(rt, user_id)
     newest = max((each["id"] for each in standing.runs(rt, user_id=user_id, limit=1)), default=0)
     asked = request_sync(user_id, runtime=rt)
     if not asked:
         sentences = [each["sentence"] for each in user["connections"]]
-        raise LifeloggerError(f"Nothing to sync: {' '.join(sentences) or 'no connection'}")
+        none = f"no connection yet: `lifelogger connect {_quoted(user_id)} PROVIDER`"
+        raise LifeloggerError(f"Nothing to sync: {' '.join(sentences) or none}")
     if not wait:
-        out.print(
-            f"Asked for {asked} connections. `lifelogger runs --user {escape(user_id)}` tells what came."
+        _say(
+            f"Asked for a sync of {count(asked, 'connection')}. "
+            f"`lifelogger runs --user {_quoted(user_id)}` tells what came."
         )
         return
-    _wait_for_runs(rt, user_id, newest, _seconds(timeout))
+    _wait_for_runs(rt, user_id, newest, timeout)
 
 
 def _wait_for_runs(rt: Runtime, user_id: str, newest: int, seconds: float) -> None:
@@ -375,6 +424,18 @@ def _wait_for_runs(rt: Runtime, user_id: str, newest: int, seconds: float) -> No
         raise typer.Exit(1)
 
 
+def _known(rt: Runtime, user_id: str) -> dict[str, Any]:
+    user = standing.user(rt, user_id)
+    if user is None:
+        raise LifeloggerError(f"There is no user {user_id!r}: `lifelogger user list` shows all")
+    return user
+
+
+def _quoted(user_id: str) -> str:
+    """An id as one types it into a shell."""
+    return shlex.quote(user_id)
+
+
 def _connections(rt: Runtime, user_id: str) -> list[dict[str, Any]]:
     user = standing.user(rt, user_id, runs_each=1)
     return user["connections"] if user else []
@@ -386,8 +447,11 @@ def runs(
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Show the journal: what each sync brought and cost, newest first."""
-    found = standing.runs(_runtime(), user_id=user, limit=limit)
+    """Show what each sync brought and cost, newest first."""
+    rt = _runtime()
+    if user is not None:
+        _known(rt, user)
+    found = standing.runs(rt, user_id=user, limit=limit)
     if as_json:
         _print_json(found)
     else:
@@ -395,16 +459,15 @@ def runs(
 
 
 def _print_runs(found: list[dict[str, Any]]) -> None:
-    table = _table(
-        "started", "user", "provider", "asked by", "outcome", "new", "changed", "gone", "bad", "requests", ""
-    )
+    table = _table("started", "user", "provider", "asked by", "outcome", "records", "requests", "")
+    table.columns[0].no_wrap = True
     for each in found:
         words = [each[name] for name in ("user_id", "provider", "trigger", "outcome")]
-        numbers = [each[name] for name in ("inserted", "updated", "deleted", "quarantined", "requests")]
         table.add_row(
             f"{each['started_at']:%m-%d %H:%M:%S}",
             *map(escape, words),
-            *map(str, numbers),
+            changes(each),
+            str(each["requests"]),
             escape(each["message"] or ""),
         )
     _print_table(table, "No syncs yet: `make periodiq` plans them, `make worker` runs them.")
@@ -417,7 +480,10 @@ def status(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how everything stands: totals, budgets, who waits for what."""
+    """Show how everything stands, or one user in detail.
+
+    Totals, the last tick, and for each provider its budget and who waits for what.
+    """
     rt = _runtime()
     if user_id is not None:
         _user_status(rt, user_id, as_json)
@@ -427,13 +493,13 @@ def status(
         _print_json(now)
         return
     out.print(
-        f"{now['users']} users, {now['connections']} connections, {now['records']:,} records, "
-        f"{now['quarantined']} quarantined."
+        f"{count(now['users'], 'user')}, {count(now['connections'], 'connection')}, "
+        f"{count(now['records'], 'record')}, {now['quarantined']:,} quarantined."
     )
     tick = now["last_tick"]
     out.print(
         f"Last tick: {tick['name']} at {standing.moment(tick['fired_at'], now['now'])}, "
-        f"{tick['planned'] or 0} users planned."
+        f"{count(tick['planned'] or 0, 'user')} planned."
         if tick
         else "No tick yet: `make periodiq` fires them."
     )
@@ -441,27 +507,29 @@ def status(
         out.print()
         simulated = " (simulated by the sandbox)" if each["simulated"] else ""
         last = standing.moment(each["last_sync"], now["now"]) if each["last_sync"] else "never"
-        out.print(f"[bold]{escape(each['title'])}[/]{simulated}: {each['connections']} connections, "
-                  f"{each['records']:,} records, last sync {last}.")  # fmt: skip
+        out.print(f"[bold]{escape(each['title'])}[/]{simulated}: {count(each['connections'], 'connection')}, "
+                  f"{count(each['records'], 'record')}, last sync {last}.")  # fmt: skip
         if each["needs_reauth"]:
-            out.print(f"  {each['needs_reauth']} wait for their people to sign in again.", style="yellow")
+            people = count(each["needs_reauth"], "connection")
+            out.print(f"  To be signed in again by their people: {people}.", style="yellow")
         _print_budget(name, each["budget"])
         for wait in each["waits"]:
             until = standing.moment(wait["until"], now["now"])
-            out.print(f"  {wait['connections']} wait until {until}: {escape(wait['reason'])}.")
+            waiting = count(wait["connections"], "connection")
+            out.print(f"  Waiting until {until}, {waiting}: {escape(wait['reason'])}.")
 
 
 def _user_status(rt: Runtime, user_id: str, as_json: bool) -> None:
-    user = standing.user(rt, user_id)
-    if user is None:
-        raise LifeloggerError(f"There is no user {user_id!r}: `lifelogger user list` shows all")
+    user = _known(rt, user_id)
     if as_json:
         _print_json(user)
         return
     for each in user["connections"]:
         last = standing.moment(each["last_sync_at"], rt.clock()) if each["last_sync_at"] else "never"
         out.print(f"[bold]{escape(each['provider'])}[/]: {escape(each['sentence'])}")
-        out.print(f"  {each['records']:,} records, {each['quarantined']} quarantined; last sync {last}.")
+        out.print(
+            f"  {count(each['records'], 'record')}, {each['quarantined']} quarantined; last sync {last}."
+        )
         for stream in each["streams"]:
             if stream["off_reason"]:
                 out.print(f"  {stream['name']} is off: {escape(stream['off_reason'])}.")
@@ -469,7 +537,7 @@ def _user_status(rt: Runtime, user_id: str, as_json: bool) -> None:
                 left = f"{stream['history_left_until']:%Y-%m-%d}"
                 out.print(f"  {stream['name']}: history before {left} is still to come.")
     if not user["connections"]:
-        out.print(f"No connection yet: lifelogger connect {escape(user_id)} PROVIDER")
+        _say(f"No connection yet: `lifelogger connect {_quoted(user_id)} PROVIDER`")
     _print_runs(user["runs"])
 
 
@@ -508,10 +576,14 @@ def keys_new() -> None:
 
 @keys_app.command("rotate")
 def keys_rotate() -> None:
-    """Encrypt all stored tokens with the first key again, so that the others can be dropped."""
+    """Encrypt all stored tokens with the first key again.
+
+    Afterwards the other keys can be dropped from security.encryption_keys.
+    """
     from lifelogger.tokens import rotate_keys
 
-    out.print(f"The tokens of {rotate_keys(_runtime())} connections are encrypted with the first key now.")
+    done = count(rotate_keys(_runtime()), "connection")
+    out.print(f"The tokens of {done} are encrypted with the first key now.")
 
 
 # Printing ------------------------------------------------------------------------------------------
@@ -524,12 +596,13 @@ def _print_json(value: Any) -> None:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, overflow="fold")  # on a narrow terminal: never cut
     return table
 
 
 def _print_table(table: Table, when_empty: str) -> None:
-    out.print(table if table.row_count else when_empty)
+    where = out if out.is_terminal else Console(width=WIDE, highlight=False)
+    where.print(table if table.row_count else when_empty)
 
 
 def _progress() -> Progress:

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from lifelogger.connections import Line, save
 from lifelogger.errors import LifeloggerError, Refused
@@ -25,6 +25,10 @@ from lifelogger.runtime import Runtime
 
 HOST = "127.0.0.1"
 PATH = "/callback"
+
+
+def _same(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode(errors="replace"), expected.encode())
 
 
 class Callback:
@@ -39,7 +43,7 @@ class Callback:
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
                 query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-                if parts.path != PATH or not hmac.compare_digest(query.get("state", ""), state):
+                if parts.path != PATH or not _same(query.get("state", ""), state):
                     self.answer(400, "This is not the answer that lifelogger waits for.")
                     return
                 self.answer(200, "Thank you. You can close this page and go back to the command line.")
@@ -74,7 +78,9 @@ class Callback:
     def wait(self, seconds: float) -> dict[str, str]:
         """The query of the callback. Raises `LifeloggerError` when none comes in time."""
         if not self._came.wait(seconds):
-            raise LifeloggerError(f"Nobody came back from the provider's page within {seconds:g} s")
+            raise LifeloggerError(
+                f"Nobody came back from the provider's page within {seconds:g} s: ask again"
+            )
         return self.query
 
 
@@ -108,20 +114,24 @@ def connect(
         show(provider.authorize_address(settings, redirect_uri=callback.address, state=state))
         query = callback.wait(seconds)
         if "error" in query or "code" not in query:
-            raise Refused(
-                f"{provider.title} was not connected: {query.get('error', 'no code came back')!s:.100}"
-            )
+            why = query.get("error", "no code came back")
+            why = "the person did not agree" if why == "access_denied" else f"{why:.100}"
+            raise Refused(f"{provider.title} was not connected: {why}")
         grant = _redeem(rt, provider_name, query["code"], callback.address)
     scopes = grant.scopes or split_scopes(query.get("scope")) or provider.scopes
-    line = Line(
-        user_id=user_id,
-        provider=provider_name,
-        access_token=SecretStr(grant.access_token),
-        refresh_token=SecretStr(grant.refresh_token) if grant.refresh_token else None,
-        expires_at=grant.expires_at,
-        scopes=list(scopes),
-        provider_user_id=grant.provider_user_id,
-    )
+    try:
+        line = Line(
+            user_id=user_id,
+            provider=provider_name,
+            access_token=SecretStr(grant.access_token),
+            refresh_token=SecretStr(grant.refresh_token) if grant.refresh_token else None,
+            expires_at=grant.expires_at,
+            scopes=list(scopes),
+            provider_user_id=grant.provider_user_id,
+        )
+    except ValidationError as error:
+        fields = ", ".join(str(each["loc"][0]) for each in error.errors())
+        raise Refused(f"{provider.title} sent what cannot be stored: {fields}") from None
     with rt.store.write() as db:
         new = save(rt, db, line)
     return new, [scope for scope in provider.scopes if scope not in scopes]

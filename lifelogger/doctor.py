@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +20,7 @@ from lifelogger.store.models import Connection, Tick
 
 OLD_TICK = timedelta(hours=1)
 HEARTBEAT = timedelta(minutes=1)
+_NO_TABLES = re.compile('no such (table|column)|(relation|column) "?[^ ]+ does not exist')
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +45,22 @@ def _guarded(part: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Find
     try:
         yield from check()
     except SQLAlchemyError as error:
-        yield Finding(
-            part, False, f"The database does not answer: {first_line(error)}. Is database.url right?"
-        )
+        yield Finding(part, False, database_trouble(error))
     except redis.RedisError as error:
-        yield Finding(part, False, f"Redis does not answer: {first_line(error)}. Is redis.url right?")
+        yield Finding(part, False, redis_trouble(error))
+
+
+def database_trouble(error: SQLAlchemyError) -> str:
+    """What is wrong with the database, and what to do."""
+    said = first_line(error)
+    if _NO_TABLES.search(said):
+        return f"The database does not have the tables of this version ({said}): `lifelogger migrate`."
+    return f"The database does not answer as it should: {said}. Is database.url right?"
+
+
+def redis_trouble(error: redis.RedisError) -> str:
+    """What is wrong with Redis, and what to do."""
+    return f"Redis does not answer: {first_line(error)}. Is redis.url right?"
 
 
 def first_line(error: BaseException) -> str:

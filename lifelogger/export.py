@@ -23,14 +23,14 @@ _TABLES: dict[str, Table] = {
         "sync_run": SyncRun,
     }.items()
 }
-"""What hangs on a connection, by the `type` it is exported as."""
+"""What hangs on a connection, by the `object` it is exported as."""
 
 
 def size(rt: Runtime, user_id: str) -> int:
     """How many objects `objects` yields. Raises `LifeloggerError` when there is no such user."""
     with rt.store.read() as db:
         if db.scalar(select(User.id).where(User.id == user_id)) is None:
-            raise LifeloggerError(f"There is no user {user_id!r}")
+            raise LifeloggerError(f"There is no user {user_id!r}: `lifelogger user list` shows all")
         connections = select(Connection.id).where(Connection.user_id == user_id)
         counts = [
             db.scalar(select(func.count()).select_from(table).where(table.c.connection_id.in_(connections)))
@@ -44,22 +44,25 @@ def size(rt: Runtime, user_id: str) -> int:
 
 
 def objects(rt: Runtime, user_id: str) -> Iterator[dict[str, Any]]:
-    """The user, each connection, and all that belongs to it, each with its `type`; tokens are not in it."""
+    """The user, each connection, and all that belongs to it; tokens are not in it.
+
+    Each says in `object` what it is. (Not in `type`: a record has one of its own, as `run`.)
+    """
     with rt.store.read() as db:
         user = db.execute(select(User.__table__).where(User.id == user_id)).one_or_none()
         connections = db.execute(
             select(*CONNECTION).where(Connection.user_id == user_id).order_by(Connection.id)
         ).all()
     if user is None:
-        raise LifeloggerError(f"There is no user {user_id!r}")
-    yield {"type": "user", **as_json(user._mapping)}
+        raise LifeloggerError(f"There is no user {user_id!r}: `lifelogger user list` shows all")
+    yield {"object": "user", **as_json(user._mapping)}
     for connection in connections:
         shown = {name: value for name, value in connection._mapping.items() if name not in _HIDDEN}
-        yield {"type": "connection", **as_json(shown)}
+        yield {"object": "connection", **as_json(shown)}
         for kind, table in _TABLES.items():
             for row in _rows(rt, table, connection.id):
                 kept = {name: value for name, value in row.items() if name not in _HIDDEN}
-                yield {"type": kind, "provider": connection.provider, **as_json(kept)}
+                yield {"object": kind, "provider": connection.provider, **as_json(kept)}
 
 
 def _rows(rt: Runtime, table: Table, connection_id: int) -> Iterator[dict[str, Any]]:

@@ -6,14 +6,13 @@ import fcntl
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import requests
-from dramatiq import Message
 from sqlalchemy import func, select
 
 from lifelogger import status
@@ -157,7 +156,9 @@ def run(
     """Run everything until Ctrl-C, or for so many seconds. Raises `PartFailed` if a part will not stay up."""
     settings = rt.settings
     with alone(settings), Tree(say).running() as tree:
-        address = rt.redis.connection_pool.connection_kwargs.get("path") or "as configured"
+        rt.redis.ping()  # without it all parts would start, and none could do anything
+        at = rt.redis.connection_pool.connection_kwargs
+        address = at.get("path") or f"{at.get('host')}:{at.get('port')}"
         say(f"{'redis':<10} {address}{'' if settings.redis.url else ' (embedded)'}")
         say(f"{'database':<10} {rt.store.url.render_as_string(hide_password=True)}")
         for part in parts(settings):
@@ -178,6 +179,8 @@ def run(
 
 def tick_now(rt: Runtime) -> None:
     """Ask for a plan at once: the timetable's next tick may be a quarter of an hour away."""
+    from dramatiq import Message
+
     from lifelogger.broker import broker
 
     broker.enqueue(
@@ -186,34 +189,37 @@ def tick_now(rt: Runtime) -> None:
 
 
 def connect_people(rt: Runtime, say: Callable[[str], None]) -> None:
-    """Connect the sandbox's people who are not connected yet, at each simulated provider."""
+    """Connect the sandbox's people at each simulated provider, unless their account is taken."""
     control = f"{sandbox_url(rt.settings)}/control"
     for provider in sorted(rt.settings.simulated):
-        people = {person["user_id"] for person in _ask("GET", f"{control}/people")}
+        people = {
+            person["user_id"]: {str(each) for each in person[provider].values()}
+            for person in _ask("GET", f"{control}/people")
+        }
         with rt.store.read() as db:
-            known = set(
-                db.scalars(
-                    select(Connection.user_id).where(
-                        Connection.provider == provider, Connection.user_id.in_(people)
+            taken = {
+                name
+                for row in db.execute(
+                    select(Connection.user_id, Connection.provider_user_id).where(
+                        Connection.provider == provider
                     )
                 )
-            )
-        if people <= known:
+                for name in row
+            }
+        missing = sorted(user for user, accounts in people.items() if not taken & {user, *accounts})
+        if not missing:
             continue
         settings = rt.settings.providers[provider]
         wanted = {
             "provider": provider,
-            "people": sorted(people - known),
+            "people": missing,
             "client_id": settings.client_id,
             "client_secret": settings.client_secret.get_secret_value(),
             "scopes": None,
         }
         lines = [json.dumps(line) for line in _ask("POST", f"{control}/connect", wanted)]
         imported = import_lines(rt, lines)
-        say(
-            f"{imported.added + imported.replaced} simulated people "
-            f"connected their {rt.providers[provider].title}"
-        )
+        say(f"{imported.added} simulated people connected their {rt.providers[provider].title}")
 
 
 def _ask(method: str, url: str, body: Any = None) -> Any:
@@ -244,8 +250,8 @@ class Reporter:
             ).all()
             for tick in ticks:
                 self.since = tick.fired_at
-                if tick.planned:
-                    self.say(f"{clock(tick.fired_at)} {tick.name}: {tick.planned} users planned")
+                planned = f"{count(tick.planned, 'user')} planned" if tick.planned else "nobody is due"
+                self.say(f"{clock(tick.fired_at)} {tick.name}: {planned}")
             if not final and not self._settled(db):
                 return
             rows = db.execute(
@@ -278,17 +284,14 @@ class Reporter:
             for name in ("inserted", "updated", "deleted", "quarantined", "requests")
         }
         title = self.rt.providers[provider].title if provider in self.rt.providers else provider
-        changes = ", ".join(
-            f"{number:,} {word}" for word, number in sums.items() if number and word != "requests"
-        )
         windows = ", ".join(
             f"{window['used']} of {window['limit']} {window['pool']} until {window['end']:%H:%M}"
             for window in (status.budget(self.rt, provider) or [])
             if window["seconds"] < 86400
         )
         return (
-            f"{title}: {sum(row.runs for row in rows)} syncs ({outcomes}); "
-            f"records: {changes or 'nothing new'}; {sums['requests']} requests ({windows})"
+            f"{title}: {count(sum(row.runs for row in rows), 'sync')} ({outcomes}); "
+            f"{changes(sums)}; {count(sums['requests'], 'request')}" + (f" ({windows})" if windows else "")
         )
 
     def _settled(self, db: Any) -> bool:
@@ -305,6 +308,16 @@ class Reporter:
     def _newest_run(self) -> int:
         with self.rt.store.read() as db:
             return db.scalar(select(func.max(SyncRun.id))) or 0
+
+
+def changes(run: Mapping[str, int]) -> str:
+    """What a sync, or several, did to the records."""
+    words = {"inserted": "new", "updated": "changed", "deleted": "gone", "quarantined": "quarantined"}
+    return ", ".join(f"{run[name]:,} {word}" for name, word in words.items() if run[name]) or "nothing new"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def clock(instant: datetime) -> str:

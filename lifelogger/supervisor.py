@@ -25,9 +25,13 @@ POLL_SECONDS = 0.05
 STOP_SECONDS = 15.0
 """How long a part may take to end before it is killed."""
 MOST_DEATHS = 5
-STEADY_SECONDS = 60.0
-"""A part that died `MOST_DEATHS` times, never having lived this long, is given up."""
+STEADY_SECONDS = 30.0
+"""A part that died `MOST_DEATHS` times, never having lived this long, is given up. Less than a minute:
+periodiq dies at each tick while Redis is away, and that may be every minute."""
 TAIL_LINES = 8
+TAIL_BYTES = 65_536
+MOST_LOG_BYTES = 20_000_000
+"""A log that is longer is put aside when its part starts; the one put aside before goes."""
 
 
 class PartFailed(LifeloggerError):
@@ -53,19 +57,27 @@ class Part:
     log_start: int = 0
 
     def start(self) -> None:
+        """Start it. Raises `PartFailed` when there is no such command."""
         self.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.log.exists() and self.log.stat().st_size > MOST_LOG_BYTES:
+            self.log.replace(self.log.with_name(f"{self.log.name}.1"))
         with self.log.open("ab") as log:
             self.log_start = log.tell()
-            self.process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.cwd,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environ},
-                start_new_session=True,  # Ctrl-C is for us; we end our parts in order
-                preexec_fn=_die_with_parent,
-            )
+            try:
+                self.process = subprocess.Popen(
+                    self.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.cwd,
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environ},
+                    start_new_session=True,  # Ctrl-C is for us; we end our parts in order
+                    preexec_fn=_die_with_parent,
+                )
+            except OSError as error:
+                raise PartFailed(
+                    f"{self.name} cannot be started: {error.strerror} ({self.command[0]})"
+                ) from None
         self.started_at = time.monotonic()
 
     def written(self) -> str:
@@ -74,9 +86,12 @@ class Part:
             log.seek(self.log_start)
             return log.read().decode(errors="replace")
 
-    def tail(self) -> str:
-        lines = [line for line in self.written().splitlines() if line.strip()]
-        return "\n".join(f"  {line}" for line in lines[-TAIL_LINES:])
+    def tail(self, lines: int = TAIL_LINES) -> str:
+        """The end of what it has written since it was started, indented; a line before says whose it is."""
+        with self.log.open("rb") as log:
+            log.seek(max(self.log_start, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+            said = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        return "".join(f"\n  {line}" for line in said[-lines:])
 
     def status(self) -> str | None:
         """How it ended, in words; None while it runs."""
@@ -85,10 +100,11 @@ class Part:
             return None
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
-    def signal(self, number: int) -> None:
-        if self.process is not None and self.process.poll() is None:
+    def clear(self) -> None:
+        """Kill whoever is left of its group: the children of a part that was killed live on."""
+        if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class Tree:
@@ -98,6 +114,7 @@ class Tree:
         self.parts: list[Part] = []
         self.say = say
         self.stopping = False
+        self._starting = False
         self._again: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -119,12 +136,23 @@ class Tree:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if not self.stopping:
             self.stopping = True
-            raise _Interrupted
+            if not self._starting:
+                raise _Interrupted
 
     def start(self, part: Part) -> None:
         """Start a part; see `wait_until_ready`."""
         self.parts.append(part)
-        part.start()
+        self._start(part)
+
+    def _start(self, part: Part) -> None:
+        """Start a process. A signal meanwhile waits until we know its id, or nobody would end it."""
+        self._starting = True
+        try:
+            part.start()
+        finally:
+            self._starting = False
+        if self.stopping:
+            raise _Interrupted
 
     def wait_until_ready(self) -> None:
         """Return when all parts are up. Raises `PartFailed` when one ends before, or does not get there."""
@@ -132,10 +160,10 @@ class Tree:
             deadline = time.monotonic() + READY_SECONDS
             while not part.ready(part.written()):
                 if (status := part.status()) is not None:
-                    raise PartFailed(f"{part.name} {status} while it started:\n{part.tail()}")
+                    raise PartFailed(f"{part.name} {status} while it started:{part.tail()}")
                 if time.monotonic() > deadline:
                     raise PartFailed(
-                        f"{part.name} is not up after {READY_SECONDS:g} s: see {part.log}\n{part.tail()}"
+                        f"{part.name} is not up after {READY_SECONDS:g} s: see {part.log}{part.tail()}"
                     )
                 time.sleep(POLL_SECONDS)
             self.say(f"{part.name:<10} {part.address}")
@@ -150,16 +178,16 @@ class Tree:
             if part.name in self._again:
                 if now >= self._again[part.name]:
                     del self._again[part.name]
-                    part.start()
+                    self._start(part)
                 continue
             if now - part.started_at > STEADY_SECONDS:
                 part.deaths = 0
             part.deaths += 1
-            part.signal(signal.SIGKILL)  # what it may have left of its group
+            part.clear()
             if part.deaths >= MOST_DEATHS:
-                raise PartFailed(f"{part.name} {status}, {part.deaths} times in a row:\n{part.tail()}")
+                raise PartFailed(f"{part.name} {status}, {part.deaths} times in a row:{part.tail()}")
             pause = 2.0 ** (part.deaths - 1) / 2
-            self.say(f"{part.name} {status}: starting it again in {pause:g} s (see {part.log})")
+            self.say(f"{part.name} {status}: starting it again in {pause:g} s (see {part.log}){part.tail(1)}")
             self._again[part.name] = now + pause
 
     def stop(self) -> None:
@@ -176,8 +204,7 @@ class Tree:
                 part.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 self.say(f"{part.name} did not end in {STOP_SECONDS:g} s: killed")
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(part.process.pid, signal.SIGKILL)  # whoever is left of its group
+            part.clear()
             part.process.wait()
 
 

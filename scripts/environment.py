@@ -37,7 +37,15 @@ def make():
     print("Making .venv from requirements.txt; this takes about half a minute.", flush=True)
     shutil.rmtree(VENV, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-    pip = [VENV / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    pip = [
+        VENV / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ]
     subprocess.run([*pip, "--require-hashes", "-r", ROOT / "requirements.txt"], check=True, cwd=ROOT)
     subprocess.run([*pip, "--no-build-isolation", "--editable", ROOT], check=True, cwd=ROOT)
 
