@@ -8,6 +8,10 @@ A refresh token may be good for one use only, and the answer that replaces it co
 3. the provider is asked, with no transaction open;
 4. the new pair goes to Redis (encrypted) at once, then into the row, and only then is it used. If
    the row cannot be written after all, the pair waits in Redis for the next attempt.
+
+What nobody can promise: a process that is killed between the provider's answer and its arrival here, or a
+connection that breaks there, loses a pair which only the provider knows. The next attempt then finds a dead
+token, and the person has to sign in again.
 """
 
 from __future__ import annotations

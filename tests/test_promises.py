@@ -30,6 +30,7 @@ from lifelogger.sandbox.server import Sandbox
 from lifelogger.settings import Settings
 from lifelogger.store.migrate import upgrade
 from lifelogger.store.models import Connection, Record, SyncRun, Tick
+from lifelogger.tokens import Tokens
 from tests.conftest import pointed_at
 from tests.processes import Command, scheduler, worker
 from tests.sandbox.control import Control
@@ -429,14 +430,18 @@ def test_kills_at_random_moments_lose_and_double_nothing(
     sandbox: Control,
     fresh_broker: None,
 ) -> None:
-    """Promises 1, 5, 6: workers are killed again and again, tokens live some seconds, people go on living."""
+    """Promises 1, 5, 6: workers are killed again and again, tokens are replaced, people go on living.
+
+    The tokens are replaced by this process, which is not killed: who dies between the provider's answer
+    and its arrival has lost a pair that nobody else saw, and no client can prevent that.
+    """
     chance = random.Random(1)
     plenty = ["100000/15 minutes", "1000000/day"]
     providers = pointed_at(sandbox)
     providers["strava"] |= {"budget": plenty, "overall_budget": plenty}
     sandbox.limits(reads=(100_000, 1_000_000), overall=(100_000, 1_000_000))
-    # A token is renewed before its last minute: with 65 s of life in about every second sync.
-    sandbox.settings(access_token_seconds=65, rotate="always")
+    # Within the margin of the periodic refresh from the start, and good for longer than the test takes.
+    sandbox.settings(access_token_seconds=1000, rotate="always")
     application = application_of(
         settings_env(
             database={"url": database_url},
@@ -462,19 +467,20 @@ def test_kills_at_random_moments_lose_and_double_nothing(
         return {person: keys for person, keys in found.items() if keys}
 
     ends = time.monotonic() + 30
-    kills = 0
+    kills = refreshed = 0
     while time.monotonic() < ends:
         with application.workers(processes=2) as command:
             for _ in range(chance.randint(1, 6)):
                 person = chance.choice(people)
                 live_on(sandbox, person, chance)
                 client.request_sync(person, runtime=application.rt)
-                sandbox.expire(chance.choice(people))
                 tick()
+                refreshed += Tokens(application.rt).refresh_expiring()["refreshed"]
                 time.sleep(chance.uniform(0, 0.3))  # the moment of the kill is random, nothing waits for it
             command.kill()
             kills += 1
     assert kills >= 5
+    assert refreshed >= 5
 
     with application.workers(processes=2) as command:
 
@@ -482,12 +488,12 @@ def test_kills_at_random_moments_lose_and_double_nothing(
             tick()
             return not wrong()
 
-        try:  # a refresh whose worker was killed is taken over after its lease of two minutes
-            wait_until(settled, "the store to be the truth", seconds=240)
+        try:  # a failed sync is tried again after a minute
+            wait_until(settled, "the store to be the truth", seconds=150)
         except AssertionError as failure:
             users = status.as_json([status.user(application.rt, person, runs_each=5) for person in wrong()])
             pytest.fail(f"{failure}: {wrong()}\n{json.dumps(users, indent=1)}\n{command.log()[-3000:]}")
-        command.wait_until(application.idle, "the syncs to end")
+        assert command.stop() == 0  # what runs comes to its end
 
     summary = sandbox.summary()
     assert summary["refresh_tokens_used_twice"] == 0
