@@ -733,6 +733,7 @@ def test_a_budget_is_spent_to_the_last_request(known: Budget, clock: Clock) -> N
     assert provider.counts[900][int(at("12:00:00").timestamp())] == 100
 
 
+@pytest.mark.slow
 def test_workers_in_threads_and_processes_stay_below_a_limit_together(redis_url: str) -> None:
     """Two processes of four threads each, on Redis's own clock, against a provider that counts over HTTP."""
     windows = ((1, 15), (3, 30))

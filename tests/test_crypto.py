@@ -55,7 +55,11 @@ def test_a_rotated_token_needs_the_first_key_only() -> None:
 
 
 @pytest.mark.parametrize("verb", ["decrypt", "rotate"])
-@pytest.mark.parametrize("sealed", [Vault([SECOND]).encrypt(TOKEN), b"", b"never sealed", b"\xff" * 80])
+@pytest.mark.parametrize(
+    "sealed",
+    [Vault([SECOND]).encrypt(TOKEN), b"", b"never sealed", b"\xff" * 80],
+    ids=["of another key", "empty", "never sealed", "noise"],
+)
 def test_what_no_key_opens_is_told_as_a_setting(verb: str, sealed: bytes) -> None:
     with pytest.raises(SettingsError) as caught:
         getattr(Vault([FIRST, THIRD]), verb)(sealed)
@@ -63,7 +67,11 @@ def test_what_no_key_opens_is_told_as_a_setting(verb: str, sealed: bytes) -> Non
     assert str(caught.value) == NOT_AMONG
 
 
-@pytest.mark.parametrize("bad", ["hush", "hush-" + FIRST, FIRST[:-2] + "hü", "", FIRST[:-8]])
+@pytest.mark.parametrize(
+    "bad",
+    ["hush", "hush-" + FIRST, FIRST[:-2] + "hü", "", FIRST[:-8]],
+    ids=["a word", "too long", "not base64", "empty", "too short"],
+)
 def test_a_key_that_is_none_is_refused_unseen(bad: str) -> None:
     with pytest.raises(SettingsError, match=r"security\.encryption_keys: each key is 32 bytes") as caught:
         Vault([FIRST, bad])

@@ -201,6 +201,7 @@ def test_what_was_stored_is_there_next_time(checkout: Callable[..., Checkout]) -
         assert client.get("kept") == b"yes"
 
 
+@pytest.mark.slow
 def test_one_who_comes_while_it_ends_gets_a_server(checkout: Callable[..., Checkout]) -> None:
     here = checkout()
     for _ in range(5):

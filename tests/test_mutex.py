@@ -620,6 +620,7 @@ def test_ten_messages_in_two_worker_processes_run_once(client: redis.Redis) -> N
 
 
 @pytest.mark.usefixtures("lock_seconds")
+@pytest.mark.slow
 def test_a_killed_worker_frees_its_lock_by_expiry(client: redis.Redis) -> None:
     with worker("tests.lock_actors") as command:
         send(client)
@@ -636,6 +637,7 @@ def test_a_killed_worker_frees_its_lock_by_expiry(client: redis.Redis) -> None:
 
 
 @pytest.mark.usefixtures("lock_seconds")
+@pytest.mark.slow
 def test_a_paused_worker_that_lost_its_lock_stops_before_its_next_write(client: redis.Redis) -> None:
     with worker("tests.lock_actors", processes=2) as command:
         send(client)

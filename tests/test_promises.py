@@ -169,6 +169,7 @@ def test_a_skip_loses_nothing(application: Application, sandbox: Control) -> Non
     assert application.stored("alice") == application.truth("alice")
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_killed_worker_is_made_good(application: Application, sandbox: Control) -> None:
     """Promises 1, 6: its lock expires, a later tick plans the user again, nothing is lost or doubled."""
     application.learn_the_budget()
@@ -195,6 +196,7 @@ def test_a_killed_worker_is_made_good(application: Application, sandbox: Control
     assert sandbox.summary()["overlaps"] == 0
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_paused_worker_stops_before_its_next_write(application: Application, sandbox: Control) -> None:
     """Promise 1: SIGSTOP past the TTL; another worker takes over, and the first one writes nothing."""
     application.learn_the_budget()
@@ -269,6 +271,7 @@ def signal_group(command: Command, number: int) -> None:
         os.kill(pid, number)
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_tick_fires_once(
     application: Application, sandbox: Control, settings_env: Callable[..., Settings]
 ) -> None:
@@ -302,6 +305,7 @@ def planned(application: Application) -> bool:
         return bool(db.scalar(select(func.count()).where(Tick.name == "sync_active_users", Tick.planned > 0)))
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_restarted_redis_is_no_new_budget(
     application: Application, sandbox: Control, redis_server: RedisServer
 ) -> None:

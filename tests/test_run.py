@@ -143,6 +143,7 @@ def here(tmp_path: Path) -> Iterator[Callable[..., Here]]:
 
 
 @linux
+@pytest.mark.slow
 def test_a_run_from_its_start_over_a_restart_to_the_last_process(here: Callable[..., Here]) -> None:
     place = here()
     first = place.start("run")
