@@ -11,7 +11,7 @@ from periodiq import cron
 
 from actors.sync import send_tick
 from lifelogger import planner, ticks
-from lifelogger.broker import broker
+from lifelogger.broker import TIME_LIMIT_MS, broker
 from lifelogger.runtime import runtime
 from lifelogger.settings import get_settings
 from lifelogger.store import journal
@@ -34,6 +34,7 @@ def sync_active_users() -> None:
     periodic=cron(schedule.refresh_tokens),
     mutex=lambda: "refresh_integration_tokens",
     max_retries=0,
+    time_limit=TIME_LIMIT_MS,
 )
 def refresh_integration_tokens() -> None:
     """Refresh the access tokens that expire soon, at every provider."""

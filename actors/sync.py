@@ -3,19 +3,24 @@
 import dramatiq
 
 from lifelogger import planner, sync
-from lifelogger.broker import broker
+from lifelogger.broker import TIME_LIMIT_MS, broker
 from lifelogger.errors import LockLost
 from lifelogger.mutex import Locked
 
 
 @dramatiq.actor(
-    broker=broker, mutex=lambda user_id, *_, **__: f"sync:{user_id}", max_retries=0, throws=(LockLost, Locked)
+    broker=broker,
+    mutex=lambda user_id, *_, **__: f"sync:{user_id}",
+    max_retries=0,
+    throws=(LockLost, Locked),
+    time_limit=TIME_LIMIT_MS,
 )
 def sync_user_data(user_id: str, trigger: str = "asked") -> None:
     """Pull what is new for one user.
 
     A message of a tick takes the connections that are due; any other is somebody's wish, and takes
-    all that are not told to wait. Skipped while a sync of that user runs. Never retried by the
+    all that did not fail. Skipped while a sync of that user runs: who knows of news asks through
+    `client.request_sync`, which writes that down first. Never retried by the
     broker, which would park the message in worker memory: a failed connection has its
     `next_sync_at`, and a later tick meets it.
     """

@@ -31,7 +31,7 @@ def runs_of_the_week(user_id: Person) -> list[dict[str, Any]]:
     """What the database holds now: no provider is asked, so it answers at once."""
     found = client.records(user_id, kind="activity", since=datetime.now(UTC) - timedelta(days=7), limit=1000)
     wanted = ("start_at", "title", "distance_m", "moving_s")
-    return [{key: each[key] for key in wanted} for each in found if each["type"] == "run"]
+    return [{key: each[key] for key in wanted} for each in found if each["type"] == "running"]
 
 
 @app.post("/users/{user_id}/sync", status_code=202)

@@ -45,6 +45,10 @@ POLL_MS = 100
 """How long an idle worker waits at most before it looks for a message: a job then waits 0.05 s on average,
 for 4 % of a core. At Dramatiq's 1000 ms it waits 0.25 s, and 0.84 s at worst."""
 
+TIME_LIMIT_MS = 3_600_000
+"""For actors that refresh tokens. Dramatiq's ten minutes strike wherever the code is: between a provider's
+answer and our commit they would lose a pair that comes only once. Requests have time-outs of their own."""
+
 POLL_VARIABLE = "dramatiq_worker_timeout"
 
 broker: dramatiq.Broker

@@ -28,10 +28,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lifelogger import status as standing
 from lifelogger.errors import LifeloggerError, SettingsError
-from lifelogger.local import changes, count
 from lifelogger.runtime import Runtime, database_url
 from lifelogger.runtime import runtime as processwide
 from lifelogger.settings import get_settings
+from lifelogger.status import brought, count
 
 app = typer.Typer(
     help="Keeps people's wearable data fresh in the background.",
@@ -62,7 +62,9 @@ def _seconds(value: str | float) -> float:
 
 
 def _new_id(value: str) -> str:
-    if not 0 < len(value) <= 200 or not value.isprintable():
+    from lifelogger.connections import PLAIN
+
+    if not 0 < len(value) <= 200 or not re.search(PLAIN, value):
         raise typer.BadParameter(f"{value[:50]!r} cannot be a user's id: 1 to 200 printable characters")
     return value
 
@@ -147,7 +149,7 @@ def worker() -> None:
     """
     from lifelogger import local
 
-    _become(local.worker_command(get_settings()), local.application())
+    _become(local.worker_command(get_settings()))
 
 
 @app.command()
@@ -166,7 +168,6 @@ def periodiq() -> None:
         lambda log: "Registered periodic actors" in log,
         f"syncs at {settings.schedule.sync!r}, refreshes tokens at {settings.schedule.refresh_tokens!r}",
         settings.var / "log" / "periodiq.log",
-        cwd=local.application(),
     )
     with Tree(_say).running() as tree:
         tree.start(part)
@@ -203,10 +204,8 @@ def sandbox() -> None:
     _become(local.sandbox_command(settings))
 
 
-def _become(command: Sequence[str], folder: Path | None = None) -> NoReturn:
+def _become(command: Sequence[str]) -> NoReturn:
     """Go on as another command, so that signals and the exit status are its own."""
-    if folder is not None:
-        os.chdir(folder)
     sys.stdout.flush()
     os.execv(command[0], list(command))
 
@@ -404,15 +403,12 @@ def sync(
 def _wait_for_runs(rt: Runtime, user_id: str, newest: int, seconds: float) -> None:
     """Wait for the journal rows behind `newest`, print them; the exit status tells whether all went well."""
     deadline = time.monotonic() + seconds
-    waiting = [each["sentence"] for each in _connections(rt, user_id) if each["wait_reason"]]
     with _progress() as progress:
         progress.add_task("Waiting for a worker", total=None)
         while True:
             runs = [each for each in standing.runs(rt, user_id=user_id, limit=20) if each["id"] > newest]
             if runs and all(each["outcome"] != "running" for each in runs):
                 break
-            if not runs and waiting and len(waiting) == len(_connections(rt, user_id)):
-                raise LifeloggerError(" ".join(waiting))
             if time.monotonic() > deadline:
                 raise LifeloggerError(
                     "A sync is still running" if runs else
@@ -434,11 +430,6 @@ def _known(rt: Runtime, user_id: str) -> dict[str, Any]:
 def _quoted(user_id: str) -> str:
     """An id as one types it into a shell."""
     return shlex.quote(user_id)
-
-
-def _connections(rt: Runtime, user_id: str) -> list[dict[str, Any]]:
-    user = standing.user(rt, user_id, runs_each=1)
-    return user["connections"] if user else []
 
 
 @app.command()
@@ -466,7 +457,7 @@ def _print_runs(found: list[dict[str, Any]]) -> None:
         table.add_row(
             f"{each['started_at']:%m-%d %H:%M:%S}",
             *map(escape, words),
-            changes(each),
+            brought(each),
             str(each["requests"]),
             escape(each["message"] or ""),
         )

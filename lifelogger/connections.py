@@ -15,7 +15,7 @@ from sqlalchemy import func, select, update
 from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import shown, split_scopes
 from lifelogger.runtime import Runtime
-from lifelogger.store.models import Connection, User
+from lifelogger.store.models import Connection, Stream, User
 
 
 class ImportRefused(LifeloggerError):
@@ -120,10 +120,12 @@ def import_lines(rt: Runtime, lines: Iterable[str]) -> Imported:
             ]
     if faults:
         raise ImportRefused(faults)
+    # Encrypted before anybody waits for us, and in one order: two imports never wait for each other.
+    prepared = [(line, sealed(rt, line)) for line in sorted(wanted.values(), key=lambda each: each.user_id)]
     added = 0
     with rt.store.write() as db:
-        for each in wanted.values():
-            added += save(rt, db, each)
+        for each, grant in prepared:
+            added += save(rt, db, each, grant)
     return Imported(added, len(wanted) - added)
 
 
@@ -177,14 +179,10 @@ def ensure_user(rt: Runtime, db: Database, user_id: str) -> bool:
     return bool(db.execute(statement).rowcount == 1)
 
 
-def save(rt: Runtime, db: Database, line: Line) -> bool:
-    """Store one connection, due at once; True when it is new. Raises `AccountTaken`."""
-    conflict = owner_conflict(db, line)
-    if conflict:
-        raise AccountTaken(conflict)
+def sealed(rt: Runtime, line: Line) -> dict[str, Any]:
+    """The columns of a connection that was just made, its tokens encrypted."""
     now = rt.clock()
-    ensure_user(rt, db, line.user_id)
-    grant = {
+    return {
         "status": "active",
         "status_reason": None,
         "scopes": line.scopes or list(rt.providers[line.provider].scopes),
@@ -201,9 +199,28 @@ def save(rt: Runtime, db: Database, line: Line) -> bool:
         "failures": 0,
         "updated_at": now,
     }
-    known = update(Connection).where(Connection.user_id == line.user_id, Connection.provider == line.provider)
-    account = {"provider_user_id": func.coalesce(line.provider_user_id, Connection.provider_user_id)}
-    if db.execute(known.values(**grant, **account)).rowcount:
+
+
+def save(rt: Runtime, db: Database, line: Line, grant: dict[str, Any] | None = None) -> bool:
+    """Store one connection, due at once; True when it is new. Raises `AccountTaken`.
+
+    `grant` is what `sealed` returned, where many are stored in one transaction.
+    """
+    conflict = owner_conflict(db, line)
+    if conflict:
+        raise AccountTaken(conflict)
+    grant = grant or sealed(rt, line)
+    ensure_user(rt, db, line.user_id)
+    known = db.scalar(
+        update(Connection)
+        .where(Connection.user_id == line.user_id, Connection.provider == line.provider)
+        .values(**grant, provider_user_id=func.coalesce(line.provider_user_id, Connection.provider_user_id))
+        .returning(Connection.id)
+    )
+    if known is not None:  # what was refused under the old grant is asked for again
+        db.execute(
+            update(Stream).where(Stream.connection_id == known).values(off_reason=None, off_until=None)
+        )
         return False
     db.execute(
         rt.store.insert(Connection.__table__).values(
@@ -211,7 +228,7 @@ def save(rt: Runtime, db: Database, line: Line) -> bool:
             provider=line.provider,
             provider_user_id=line.provider_user_id,
             fence=0,
-            created_at=now,
+            created_at=grant["updated_at"],
             **grant,
         )
     )
@@ -221,7 +238,7 @@ def save(rt: Runtime, db: Database, line: Line) -> bool:
 def note_news(rt: Runtime, user_id: str) -> int:
     """Write down that somebody knows of news, before any message is sent: a skip then loses nothing.
 
-    Returns how many connections will look. One that waits for its budget keeps its time.
+    Returns how many connections will look. One that failed keeps its time.
     """
     now = rt.clock()
     with rt.store.write() as db:
@@ -235,7 +252,7 @@ def note_news(rt: Runtime, user_id: str) -> int:
             update(Connection)
             .where(
                 *active,
-                Connection.wait_reason.is_(None),
+                Connection.failures == 0,
                 Connection.next_sync_at > now,
                 Connection.claimed_at.is_(None),
             )

@@ -34,6 +34,7 @@ from lifelogger.settings import ProviderSettings
 
 log = logging.getLogger(__name__)
 
+NO_PROXY = {"http": "", "https": "", "all": ""}
 MOST_REDIRECTS = 3
 CHUNK = 65536
 LONGEST_WAIT = timedelta(days=1)
@@ -143,9 +144,13 @@ def call_token_endpoint(
     clock: Callable[[], datetime],
     pools: tuple[Pool, ...],
     form: Mapping[str, str],
+    *,
+    leave_share: float = 0,
+    pace: float | None = None,
 ) -> Reply:
     """POST a form with the client's credentials to the token endpoint (RFC 6749, 2.3.1).
 
+    `leave_share` and `pace`: see `Budget.take`.
     Returns whatever was answered with a 2xx or 4xx; raises `Wait` on anything that may pass.
     """
     body = {
@@ -153,7 +158,7 @@ def call_token_endpoint(
         "client_secret": settings.client_secret.get_secret_value(),
         **form,
     }
-    ticket = budget.take(pools)
+    ticket = budget.take(pools, leave_share=leave_share, pace=pace)
     reply = exchange(provider, budget, ticket, limits, clock, "POST", settings.token_url, data=body)
     if reply.status == 429 or reply.status >= 500 or (reply.status < 300 and reply.broken):
         accepted(provider.title, "the token endpoint", reply)
@@ -180,6 +185,7 @@ def exchange(
             stream=True,
             allow_redirects=False,
             timeout=(limits.connect_timeout_seconds, limits.read_timeout_seconds),
+            proxies=NO_PROXY if is_loopback(url) else None,
             **content,
         ) as response:
             headers, status = response.headers, response.status_code
@@ -225,8 +231,9 @@ def read_json(response: requests.Response, deadline: float, most: int) -> tuple[
                 return None, "its answer took too long"
     except (urllib3.exceptions.HTTPError, OSError):
         return None, "its answer broke off"
+    text = received.decode("utf-8-sig", "replace")  # one broken letter is one field's fault
     try:
-        return json.loads(received, parse_constant=refuse_constant, parse_float=finite), None
+        return json.loads(text, parse_constant=refuse_constant, parse_float=finite, parse_int=whole), None
     except (ValueError, RecursionError):
         return None, "its answer is not JSON"
 
@@ -235,6 +242,14 @@ def finite(digits: str) -> float | str:
     """A number beyond all floats stays the text it is: one field's fault, never an Infinity in the store."""
     value = float(digits)
     return value if math.isfinite(value) else digits
+
+
+def whole(digits: str) -> int | str:
+    """A number of more digits than Python reads stays the text it is."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
 
 
 def refuse_constant(word: str) -> NoReturn:
@@ -275,6 +290,12 @@ def on_same_host(url: str, location: str) -> str | None:
     except ValueError:
         return None
     return target if same else None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is on this machine, as the sandbox is: no proxy has anything to do there."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 class Bearer(requests.auth.AuthBase):

@@ -6,7 +6,7 @@ import fcntl
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from sqlalchemy import func, select
 from lifelogger import status
 from lifelogger.connections import import_lines
 from lifelogger.errors import LifeloggerError
+from lifelogger.http import NO_PROXY
 from lifelogger.runtime import Runtime
 from lifelogger.settings import Settings
 from lifelogger.store.models import Connection, SyncRun, Tick
@@ -47,12 +48,13 @@ def script(name: str) -> str:
 def worker_command(settings: Settings) -> list[str]:
     """The real `dramatiq` command, with our actors and the size of `[worker]`."""
     size = ["--processes", str(settings.worker.processes), "--threads", str(settings.worker.threads)]
-    return [script("dramatiq"), "actors", "scheduler", *size, "--worker-shutdown-timeout", str(SHUTDOWN_MS)]
+    where = ["--path", str(application()), "--worker-shutdown-timeout", str(SHUTDOWN_MS)]
+    return [script("dramatiq"), "actors", "scheduler", *where, *size]
 
 
 def periodiq_command() -> list[str]:
     """The real `periodiq` command, with our timetable."""
-    return [script("periodiq"), "scheduler"]
+    return [script("periodiq"), "scheduler", "--path", str(application())]
 
 
 def web_command(settings: Settings) -> list[str]:
@@ -90,7 +92,7 @@ def _url(host: str, port: int) -> str:
 
 def parts(settings: Settings) -> list[Part]:
     """What a whole lifelogger consists of beside its database and Redis."""
-    folder, logs = application(), settings.var / "log"
+    logs = settings.var / "log"
     size = settings.worker
     found = []
     if settings.simulated:
@@ -121,7 +123,6 @@ def parts(settings: Settings) -> list[Part]:
             lambda log: log.count("Worker process is ready for action") >= size.processes,
             f"{size.processes} processes of {size.threads} threads",
             logs / "worker.log",
-            cwd=folder,
         )
     )
     found.append(
@@ -131,7 +132,6 @@ def parts(settings: Settings) -> list[Part]:
             lambda log: "Registered periodic actors" in log,
             f"syncs at {settings.schedule.sync!r}, refreshes tokens at {settings.schedule.refresh_tokens!r}",
             logs / "periodiq.log",
-            cwd=folder,
         )
     )
     return found
@@ -224,7 +224,7 @@ def connect_people(rt: Runtime, say: Callable[[str], None]) -> None:
 
 def _ask(method: str, url: str, body: Any = None) -> Any:
     try:
-        reply = requests.request(method, url, json=body, timeout=60)
+        reply = requests.request(method, url, json=body, timeout=60, proxies=NO_PROXY)
         reply.raise_for_status()
         return reply.json()
     except (requests.RequestException, ValueError) as error:
@@ -250,7 +250,7 @@ class Reporter:
             ).all()
             for tick in ticks:
                 self.since = tick.fired_at
-                planned = f"{count(tick.planned, 'user')} planned" if tick.planned else "nobody is due"
+                planned = f"{status.count(tick.planned, 'user')} planned" if tick.planned else "nobody is due"
                 self.say(f"{clock(tick.fired_at)} {tick.name}: {planned}")
             if not final and not self._settled(db):
                 return
@@ -290,8 +290,9 @@ class Reporter:
             if window["seconds"] < 86400
         )
         return (
-            f"{title}: {count(sum(row.runs for row in rows), 'sync')} ({outcomes}); "
-            f"{changes(sums)}; {count(sums['requests'], 'request')}" + (f" ({windows})" if windows else "")
+            f"{title}: {status.count(sum(row.runs for row in rows), 'sync')} ({outcomes}); "
+            f"{status.brought(sums)}; {status.count(sums['requests'], 'request')}"
+            + (f" ({windows})" if windows else "")
         )
 
     def _settled(self, db: Any) -> bool:
@@ -308,16 +309,6 @@ class Reporter:
     def _newest_run(self) -> int:
         with self.rt.store.read() as db:
             return db.scalar(select(func.max(SyncRun.id))) or 0
-
-
-def changes(run: Mapping[str, int]) -> str:
-    """What a sync, or several, did to the records."""
-    words = {"inserted": "new", "updated": "changed", "deleted": "gone", "quarantined": "quarantined"}
-    return ", ".join(f"{run[name]:,} {word}" for name, word in words.items() if run[name]) or "nothing new"
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def clock(instant: datetime) -> str:

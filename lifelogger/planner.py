@@ -78,12 +78,14 @@ def claim(rt: Runtime, db: Database, allowances: dict[str, Allowance], now: date
             .where(*due, Connection.news_at.is_not(None))
             .order_by(Connection.next_sync_at)
             .limit(allowed.news)
+            .with_for_update(skip_locked=True)
         ).all()
         stale = db.scalars(
             select(Connection.id)
             .where(*due, Connection.news_at.is_(None))
             .order_by(Connection.next_sync_at)
             .limit(max(0, min(allowed.background, allowed.news - len(news))))
+            .with_for_update(skip_locked=True)
         ).all()
         chosen = [*news, *stale]
         if not chosen:
@@ -120,9 +122,11 @@ def allowance(rt: Runtime, provider: str, now: datetime) -> Allowance:
 def allowed(
     windows: Sequence[Window], now: datetime, period: timedelta, reserve: float, cost: int
 ) -> Allowance:
-    """How many polls of `cost` requests the windows allow, spread over the ticks that each still has.
+    """How many polls of `cost` requests the windows allow.
 
-    A window that nobody has counted yet allows one: its reply tells the rest.
+    Background polls may have spent of each window, less the reserve, what belongs to its time so far and one
+    `period` ahead: the rule of `Budget.take`. A window that nobody has counted yet allows one poll: its reply
+    tells the rest.
     """
     if any(window.closed_until and window.closed_until > now for window in windows):
         return Allowance(0, 0)
@@ -131,6 +135,7 @@ def allowed(
     news = min((window.remaining for window in windows), default=10_000)
     background = news
     for window in windows:
-        ticks_left = max(1, math.ceil((window.end - now) / period))
-        background = min(background, math.ceil((window.remaining - reserve * window.limit) / ticks_left))
+        share = min(1.0, (now - window.start + period) / timedelta(seconds=window.seconds))
+        spendable = window.limit - math.floor(reserve * window.limit)
+        background = min(background, math.ceil(spendable * share) - window.used)
     return Allowance(max(0, news // cost), max(0, background // cost))

@@ -40,6 +40,7 @@ from pydantic.fields import FieldInfo
 from lifelogger.errors import SettingsError
 
 PREFIX = "LIFELOGGER_"
+_NO_SETTINGS = {"LIFELOGGER_SETTINGS", "LIFELOGGER_BROKER"}  # which file, and which broker: read elsewhere
 _SECRET = "secret"  # marks a plain string that may hold a password
 _PACKAGE = Path(__file__).parent
 
@@ -150,6 +151,8 @@ Host = Annotated[str, Field(min_length=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+# The leases of a request and of a refresh (budget.py, tokens.py) are longer than that.
+RequestSeconds = Annotated[float, Field(gt=0, le=60)]
 WholeSeconds = Annotated[int, Field(ge=1)]
 
 
@@ -217,9 +220,9 @@ class Sync(Section):
 class Http(Section):
     """Limits of one request to a provider."""
 
-    connect_timeout_seconds: Seconds = 5.0
-    read_timeout_seconds: Seconds = 20.0
-    total_timeout_seconds: Seconds = 60.0
+    connect_timeout_seconds: RequestSeconds = 5.0
+    read_timeout_seconds: RequestSeconds = 20.0
+    total_timeout_seconds: RequestSeconds = 60.0
     max_bytes: Count = 20_000_000
 
 
@@ -235,6 +238,7 @@ class Web(Section):
 
     host: Host = "127.0.0.1"
     port: Port = 8000
+    names: Strings = ()
 
 
 class Sandbox(Section):
@@ -397,7 +401,7 @@ class _Layers:
         variables = {_variable(path): path for path in self.keys}
         files = {f"{_variable(path)}_FILE": path for path, field in self.keys.items() if _is_secret(field)}
         for name, value in sorted(environ.items()):
-            if not name.startswith(PREFIX) or "__" not in name:
+            if not name.startswith(PREFIX) or name in _NO_SETTINGS:
                 continue
             if name in variables:
                 self._put(variables[name], value, name)

@@ -233,6 +233,18 @@ def sentence(connection: Mapping[str, Any], now: datetime) -> str:
     return "Due: the next tick takes it, as far as the budget goes."
 
 
+def count(number: int, noun: str) -> str:
+    """`1 record`, `2,000 records`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def brought(run: Mapping[str, Any]) -> str:
+    """What a sync, or several together, did to the records: `3 new, 1 changed`, or `nothing new`."""
+    words = {"inserted": "new", "updated": "changed", "deleted": "gone", "quarantined": "quarantined"}
+    parts = [f"{run[name]:,} {word}" for name, word in words.items() if run[name]]
+    return ", ".join(parts) or ("nothing yet" if run.get("outcome") == "running" else "nothing new")
+
+
 def ended(reason: str) -> str:
     """A reason as the end of a sentence."""
     return f"{reason.rstrip('.')}."

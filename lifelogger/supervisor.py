@@ -50,7 +50,6 @@ class Part:
     """Where it is reached, for the line that tells of it."""
     log: Path
     environ: Mapping[str, str] = field(default_factory=dict)
-    cwd: Path | None = None
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     deaths: int = 0
@@ -69,7 +68,6 @@ class Part:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    cwd=self.cwd,
                     env={**os.environ, "PYTHONUNBUFFERED": "1", **self.environ},
                     start_new_session=True,  # Ctrl-C is for us; we end our parts in order
                     preexec_fn=_die_with_parent,

@@ -18,7 +18,7 @@ from sqlalchemy import func, insert, or_, select, update
 from lifelogger import runtime as processwide
 from lifelogger.budget import CountUnknown
 from lifelogger.connections import under_way
-from lifelogger.errors import LifeloggerError, LockLost, Refused, SignInAgain, Wait
+from lifelogger.errors import BudgetSpent, LifeloggerError, LockLost, Refused, SignInAgain, Wait
 from lifelogger.http import Http
 from lifelogger.mutex import Lock
 from lifelogger.providers import base
@@ -57,7 +57,7 @@ def run(user_id: str, trigger: str = "asked", *, runtime: Runtime | None = None)
     """Pull what is new for one user, and return what each connection's sync did.
 
     `trigger` says who wants it: a `tick` takes the connections that are due or claimed, anybody
-    else all that are not told to wait. Raises `mutex.Locked` while another sync of the user runs.
+    else all that did not fail. Raises `mutex.Locked` while another sync of the user runs.
     """
     rt = runtime or processwide.runtime()
     done: list[Run] = []
@@ -85,13 +85,20 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
     due = or_(Connection.claimed_at.is_not(None), Connection.next_sync_at <= now)
     asked: dict[str, Any] = {}
     if trigger != "tick":
-        due = or_(due, Connection.wait_reason.is_(None))
+        due = or_(
+            due, Connection.failures == 0
+        )  # one whose budget was spent may have it now: asking costs nothing
         asked = {"news_at": func.coalesce(Connection.news_at, now)}  # remembered until a sync ends well
     with rt.store.write() as db:
         rows = db.execute(
             update(Connection)
             .where(*mine, due)
-            .values(fence=Connection.fence + 1, **asked)
+            .values(
+                fence=Connection.fence + 1,
+                claimed_at=func.coalesce(Connection.claimed_at, now),
+                next_sync_at=now + timedelta(seconds=rt.settings.sync.lease_seconds),
+                **asked,
+            )
             .returning(
                 Connection.id,
                 Connection.provider,
@@ -140,7 +147,7 @@ class ConnectionSync:
             self.journal.outcome, self.journal.message = "needs_reauth", str(end)
         except Wait as wait:
             # Spent is the ordinary case; trouble raises the back-off's exponent.
-            spent = wait.until is not None
+            spent = isinstance(wait, BudgetSpent)
             self.journal.outcome, self.journal.message = ("deferred" if spent else "failed"), wait.reason
             until = wait.until or self._back_off()
             if isinstance(wait, CountUnknown):
@@ -261,6 +268,8 @@ class ConnectionSync:
             run.counts.add(sweep.counts)
         if self.off and not run.message:
             run.message = "Not read: " + "; ".join(self.off)
+        if run.outcome == "ok" and len(self.off) == len(self.provider.streams):
+            run.outcome, until = "deferred", now + REFUSED_FOR  # nothing of it could be read
         interval = timedelta(seconds=self.rt.settings.sync.interval_seconds)
         with self.rt.store.write() as db:
             self.fenced(db)

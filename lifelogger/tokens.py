@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import func, literal, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
-from lifelogger.errors import LifeloggerError, SignInAgain, Unavailable
+from lifelogger.errors import BudgetSpent, LifeloggerError, SignInAgain, Unavailable
 from lifelogger.http import call_token_endpoint
 from lifelogger.mutex import Locked
 from lifelogger.providers.base import Grant, instant
@@ -38,8 +38,11 @@ log = logging.getLogger(__name__)
 LEASE = timedelta(seconds=120)
 """How long a refresh may take before another worker may try: above the HTTP time-out."""
 NEARLY_EXPIRED = timedelta(seconds=60)
+LEFT_AHEAD = 0.5
+"""The share of the budget that refreshing ahead of time leaves: a sync refreshes for itself when it must."""
 ESCROW_SECONDS = 30 * 86400
 WRITE_ATTEMPTS = 3
+LONGEST_ROUND = timedelta(minutes=4)
 MOST_AT_ONCE = 500
 """Connections that one firing of the periodic refresh takes, the next to expire first."""
 
@@ -52,6 +55,7 @@ class Held(NamedTuple):
     access_token: bytes
     refresh_token: bytes | None
     token_expires_at: datetime
+    refreshing_until: datetime | None
 
 
 class Tokens:
@@ -75,11 +79,17 @@ class Tokens:
         return self.refresh(connection_id, margin=NEARLY_EXPIRED)
 
     def refresh(
-        self, connection_id: int, *, margin: timedelta = NEARLY_EXPIRED, refused: str | None = None
+        self,
+        connection_id: int,
+        *,
+        margin: timedelta = NEARLY_EXPIRED,
+        refused: str | None = None,
+        ahead: bool = False,
     ) -> str:
         """Return an access token good for longer than `margin`, asking the provider if need be.
 
-        `refused` is a token that the provider just answered with 401: it counts as expired.
+        `refused` is a token that the provider just answered with 401: it counts as expired. `ahead` says
+        that nobody waits for it yet, so it leaves the budget to those who do.
 
         Raises:
             SignInAgain: the provider ended the authorisation; the connection now says so.
@@ -90,19 +100,21 @@ class Tokens:
         try:
             current = runtime.vault.decrypt(row.access_token)
             if current != refused and row.token_expires_at - margin > runtime.clock():
-                self._give_back(connection_id)
+                self._give_back(row)
                 return current
             found = self._from_escrow(row)
-            grant = found or self._ask(row)
+            grant = found or self._ask(row, ahead)
         except SignInAgain as end:
             self._end(row, str(end))
             raise
         except BaseException:
-            self._give_back(connection_id)
+            self._give_back(row)
             raise
         token = self._keep(row, grant)
         if found and (token == refused or found.expires_at - NEARLY_EXPIRED <= runtime.clock()):
-            return self.refresh(connection_id, margin=margin, refused=refused)  # it waited for too long
+            return self.refresh(
+                connection_id, margin=margin, refused=refused, ahead=ahead
+            )  # it waited for too long
         return token
 
     def _take(self, connection_id: int) -> Held:
@@ -127,6 +139,7 @@ class Tokens:
                 Connection.access_token,
                 Connection.refresh_token,
                 Connection.token_expires_at,
+                Connection.refreshing_until,
             )
         )
         try:
@@ -144,11 +157,16 @@ class Tokens:
             raise Unavailable("its tokens are being refreshed by another worker", held.refreshing_until)
         raise SignInAgain("the connection waits for the person to sign in again")
 
-    def _give_back(self, connection_id: int) -> None:
+    def _give_back(self, row: Held) -> None:
+        """End our own lease, and no other's."""
         with self.runtime.store.write() as db:
-            db.execute(update(Connection).where(Connection.id == connection_id).values(refreshing_until=None))
+            db.execute(
+                update(Connection)
+                .where(Connection.id == row.id, Connection.refreshing_until == row.refreshing_until)
+                .values(refreshing_until=None)
+            )
 
-    def _ask(self, row: Held) -> Grant:
+    def _ask(self, row: Held, ahead: bool) -> Grant:
         """Spend the refresh token. Raises `SignInAgain` when the provider says that it is dead."""
         runtime = self.runtime
         provider = runtime.providers[row.provider]
@@ -164,6 +182,8 @@ class Tokens:
             runtime.clock,
             provider.pools(settings, row.id, token=True),
             {"grant_type": "refresh_token", "refresh_token": spent},
+            leave_share=LEFT_AHEAD if ahead else 0,
+            pace=runtime.settings.sync.interval_seconds if ahead else None,
         )
         if reply.status >= 300:
             if provider.grant_is_dead(reply.status, reply.body):
@@ -281,15 +301,24 @@ class Tokens:
     def refresh_expiring(self) -> dict[str, int]:
         """Refresh what expires within the margin; return how many ended in which way.
 
-        A connection whose sync runs is left alone: that sync refreshes when it needs to.
+        A connection whose sync runs is left alone: that sync refreshes when it needs to. What there is no
+        budget or time for is left to the next firing.
         """
         margin = timedelta(seconds=self.runtime.settings.sync.refresh_margin_seconds)
         outcomes = {"refreshed": 0, "busy": 0, "needs_reauth": 0, "later": 0}
-        for connection_id, user_id in self.expiring(self.runtime.clock() + margin):
+        began, spent = self.runtime.clock(), set()
+        for connection_id, user_id, provider in self.expiring(began + margin):
+            if provider in spent or self.runtime.clock() - began > LONGEST_ROUND:
+                outcomes["later"] += 1
+                continue
             try:
                 with self.runtime.mutex.hold(f"sync:{user_id}"):
-                    self.refresh(connection_id, margin=margin)
+                    self.refresh(connection_id, margin=margin, ahead=True)
                 outcomes["refreshed"] += 1
+            except BudgetSpent as full:
+                log.info("%s: no more tokens are refreshed ahead of time: %s", provider, full)
+                spent.add(provider)
+                outcomes["later"] += 1
             except Locked:
                 outcomes["busy"] += 1
             except SignInAgain as end:
@@ -303,14 +332,14 @@ class Tokens:
                 outcomes["later"] += 1
         return outcomes
 
-    def expiring(self, before: datetime) -> list[tuple[int, str]]:
-        """(connection, user) of what expires before an instant, the first to expire first."""
+    def expiring(self, before: datetime) -> list[tuple[int, str, str]]:
+        """(connection, user, provider) of what expires before an instant, the first to expire first."""
         enabled = list(self.runtime.enabled())
         with self.runtime.store.read() as db:
             return [
-                (row.id, row.user_id)
+                (row.id, row.user_id, row.provider)
                 for row in db.execute(
-                    select(Connection.id, Connection.user_id)
+                    select(Connection.id, Connection.user_id, Connection.provider)
                     .where(
                         # Written out: a parameter does not tell a database that its partial index fits.
                         Connection.status == literal("active", literal_execute=True),

@@ -500,22 +500,6 @@ def test_waiting_while_no_worker_runs(
     assert "No worker took it in 0.2 s: does one run (`make worker`)?" in said.err
 
 
-@ONCE
-def test_waiting_for_a_connection_that_waits_itself(
-    with_people: Callable[..., Said], live: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lifelogger.broker, "broker", nobody_listens(), raising=False)
-    change(
-        live, "alice", wait_reason="the day's budget is spent",
-        next_sync_at=datetime.fromisoformat("2026-11-25T00:00Z"),
-    )  # fmt: skip
-
-    said = with_people("sync", "alice", "--wait")
-
-    assert said.status == 1
-    assert said.err == "Waiting until 2026-11-25 00:00 UTC: the day's budget is spent.\n"
-
-
 # Keys --------------------------------------------------------------------------------------------------
 
 

@@ -395,11 +395,18 @@ def test_news_make_an_idle_connection_due(rt: Runtime) -> None:
     assert (row["news_at"], row["next_sync_at"]) == (NOW, NOW)
 
 
-def test_a_connection_that_waits_keeps_its_time(rt: Runtime) -> None:
-    """Its budget is spent, or its provider is down: news do not change that."""
-    row = noted(rt, wait_reason="strava reads: 100 of 100 requests used")
+def test_a_connection_that_failed_keeps_its_time(rt: Runtime) -> None:
+    """Its provider is down: news do not change that."""
+    row = noted(rt, failures=1, wait_reason="Strava did not answer in time")
 
     assert (row["news_at"], row["next_sync_at"]) == (NOW, LATER)
+
+
+def test_a_connection_whose_budget_was_spent_may_have_it_for_news(rt: Runtime) -> None:
+    """What is held for others is held for whoever asks; when nothing is, asking costs nothing."""
+    row = noted(rt, wait_reason="strava reads: 801 of 1000 requests used; the last 199 are held for others")
+
+    assert (row["news_at"], row["next_sync_at"]) == (NOW, NOW)
 
 
 def test_a_claimed_connection_is_not_planned_twice(rt: Runtime) -> None:

@@ -281,6 +281,7 @@ SURFACE = {
         "LateTick",
         "POLL_MS",
         "POLL_VARIABLE",
+        "TIME_LIMIT_MS",
         "PollOften",
         "QuietSkips",
         "SKIP_DELAY_SECONDS",
@@ -366,7 +367,7 @@ def test_the_settings_are_these() -> None:
         ],
         "http": ["connect_timeout_seconds", "read_timeout_seconds", "total_timeout_seconds", "max_bytes"],
         "worker": ["processes", "threads"],
-        "web": ["host", "port"],
+        "web": ["host", "port", "names"],
         "sandbox": ["host", "port", "people", "seed"],
     }
     assert list(ProviderSettings.model_fields) == [

@@ -538,3 +538,9 @@ def test_the_helper_of_the_tests_sets_what_a_child_sees(settings_env: Callable[.
     assert settings.providers["strava"].budget == ("1/day",)
     assert load_settings() == settings
     assert json.loads(settings.model_dump_json())["sync"]["lookback_days"] == 1
+
+
+def test_a_variable_with_one_underscore_is_refused() -> None:
+    """The usual slip: it would leave a production worker on SQLite in `var/`."""
+    with pytest.raises(SettingsError, match="LIFELOGGER_DATABASE_URL: no such setting: did you mean"):
+        load_settings({"LIFELOGGER_DATABASE_URL": "postgresql://db/lifelogger"})

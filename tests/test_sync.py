@@ -1,4 +1,4 @@
-"""The engine against a simulated Strava: promises 2, 6, 7, 11, 12, and promise 1 where it meets the store."""
+"""The engine against a simulated Strava: promises 2, 6, 7, 12, and promise 1 where it meets the store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, text
 
 from lifelogger import planner, status, sweep, sync
-from lifelogger.connections import note_news
+from lifelogger.connections import note_news, under_way
 from lifelogger.errors import LockLost
 from lifelogger.providers import strava
 from lifelogger.runtime import Runtime
@@ -478,7 +478,7 @@ def test_a_spent_budget_defers_the_connection_until_its_window_opens(
 
     (cut,) = sync.run("alice", runtime=live)
     kept, waiting = stored(live, "alice"), connection(live, "alice")
-    nobody = sync.run("alice", runtime=live)
+    (again,) = sync.run("alice", runtime=live)
     sandbox.limits(reads=(100, 1000))
     sandbox.set_clock(waiting.next_sync_at)
     (resumed,) = sync.run("alice", "tick", runtime=live)
@@ -489,7 +489,7 @@ def test_a_spent_budget_defers_the_connection_until_its_window_opens(
     assert waiting.next_sync_at == NOON.replace(minute=15) + timedelta(seconds=1)  # a clock may be a bit off
     assert "15 minute" in waiting.wait_reason
     assert waiting.failures == 0
-    assert nobody == []
+    assert (again.outcome, again.requests) == ("deferred", 0)
     assert resumed.outcome == "ok"
     assert stored(live, "alice") == truth(sandbox, "alice")
     assert connection(live, "alice").wait_reason is None
@@ -980,3 +980,74 @@ def test_the_journal_and_the_status_tell_what_a_sync_did(live: Runtime, sandbox:
     assert (run.outcome, run.inserted, run.requests, run.trigger) == ("ok", records, 2, "asked")
     assert told["providers"]["strava"]["records"] == records
     assert told["providers"]["strava"]["last_sync"] == NOON
+
+
+# What a person is promised beside the engine ----------------------------------------------------------
+
+
+@ONCE
+def test_the_reserve_is_for_whoever_asks(live: Runtime, sandbox: Control) -> None:
+    """Promises 2 and 4: a poll that met the reserve is deferred to midnight, "sync now" is not."""
+    connect(live, sandbox, "alice")
+    sync.run("alice", runtime=live)
+    sandbox.limits(reads=(2000, 1000), overall=(9000, 9000))
+    sandbox.spend(850)
+    change(live, "alice", next_sync_at=NOON, news_at=None)
+    sync.run("alice", "asked", runtime=live)  # its reply tells of what others spent
+    change(live, "alice", next_sync_at=NOON)
+
+    (poll,) = sync.run("alice", "tick", runtime=live)
+    waiting = connection(live, "alice")
+    (wish,) = sync.run("alice", "asked", runtime=live)
+
+    assert (poll.outcome, poll.requests) == ("deferred", 0)
+    assert waiting.next_sync_at.hour == 0
+    assert (wish.outcome, wish.requests) == ("ok", 1)
+
+
+@ONCE
+def test_whoever_connects_again_is_read_at_once(live: Runtime, sandbox: Control) -> None:
+    """Promise 12: a stream that was refused says so until then, and not "up to date"."""
+    connect(live, sandbox, "alice")
+    sandbox.fault(LIST, status=403, times=1)
+
+    (refused,) = sync.run("alice", runtime=live)
+    told = connection(live, "alice")
+    connect(live, sandbox, "alice")
+    (again,) = sync.run("alice", runtime=live)
+
+    assert refused.outcome == "deferred"
+    assert "refused (403)" in told.wait_reason
+    assert told.next_sync_at == NOON + timedelta(days=1)
+    assert (again.outcome, stored(live, "alice")) == ("ok", truth(sandbox, "alice"))
+
+
+@ONCE
+def test_a_sync_that_somebody_asked_for_is_claimed(live: Runtime, sandbox: Control) -> None:
+    """A tick neither plans it a second time, nor is its request given to somebody's history."""
+    connect(live, sandbox, "alice")
+    with sandbox.hold(LIST) as gate:
+        syncing = in_background(lambda: sync.run("alice", runtime=live))
+        gate.wait_until_reached()
+        row, claimed = connection(live, "alice"), under_way(live, "strava")
+    syncing.result()
+
+    assert (row.claimed_at, row.next_sync_at > NOON, claimed) == (NOON, True, 1)
+    assert under_way(live, "strava") == 0
+
+
+@ONCE
+def test_a_number_of_many_digits_and_a_broken_letter_cost_one_record_at_most(
+    live: Runtime, sandbox: Control
+) -> None:
+    """Promise 7: Python reads 4300 digits, and bytes that are no UTF-8 are somebody's title."""
+    good, bad = sandbox.truth("alice")[:2]
+    page = json.dumps([{**good, "name": "QQ"}, {**bad, "distance": 10.125}])
+    page = page.replace("10.125", "9" * 5000)
+    sandbox.fault(LIST, body=page, times=1)
+    connect(live, sandbox, "alice")
+
+    (run,) = sync.run("alice", runtime=live)
+
+    assert (run.outcome, run.counts.quarantined) == ("ok", 1)
+    assert stored(live, "alice")[str(good["id"])] == {**good, "name": "QQ"}

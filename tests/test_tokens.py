@@ -419,10 +419,10 @@ def test_one_connection_that_cannot_be_refreshed_does_not_stop_the_others(
     change(live, "alice", access_token=b"of another key")
     ask, broken = Tokens._ask, connection(live, "bruno").id
 
-    def faulty(self: Tokens, row: Any) -> Any:
+    def faulty(self: Tokens, row: Any, ahead: bool) -> Any:
         if row.id == broken:
             raise ZeroDivisionError
-        return ask(self, row)
+        return ask(self, row, ahead)
 
     monkeypatch.setattr(Tokens, "_ask", faulty)
     sandbox.step(LIFE - 1200)
@@ -512,3 +512,29 @@ def test_changed_keys_reach_a_pair_that_waits(live: Runtime, sandbox: Control) -
     Tokens(dataclasses.replace(live, vault=Vault([new]))).refresh(connection(live, "alice").id)
 
     assert len(refreshes(sandbox)) == 1
+
+
+def test_refreshing_ahead_of_time_leaves_the_budget_to_syncs(live: Runtime, sandbox: Control) -> None:
+    """Promise 4: half of every window stays for whoever needs a token or data now."""
+    sandbox.limits(overall=(4, 2000))
+    people = [person["user_id"] for person in sandbox.people()]
+    connect(live, sandbox, *people)
+    sync.run(people[0], runtime=live)  # two requests, whose headers tell the limit
+    sandbox.step(LIFE - 1200)
+
+    outcomes = Tokens(live).refresh_expiring()
+
+    assert (outcomes["refreshed"], outcomes["later"]) == (2, len(people) - 2)
+
+
+def test_a_late_worker_does_not_end_the_lease_of_the_next(live: Runtime, sandbox: Control) -> None:
+    """Promise 5: else a third one would begin while the second still asks."""
+    connect(live, sandbox, "alice")
+    tokens, number = Tokens(live), connection(live, "alice").id
+    late = tokens._take(number)
+    sandbox.step(LEASE.total_seconds() + 1)
+    tokens._take(number)
+
+    tokens._give_back(late)
+
+    assert connection(live, "alice").refreshing_until is not None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from http import HTTPStatus
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,35 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from lifelogger import __version__
 from lifelogger.runtime import Runtime
 from lifelogger.runtime import runtime as processwide
 from lifelogger.web import api, login, pages
-from lifelogger.web.dashboard import Dashboard
 from lifelogger.web.health import DATABASE_SENTENCE, DATABASE_TROUBLE, REDIS_SENTENCE, Health
-from lifelogger.web.render import Json, explain, is_api
+from lifelogger.web.render import Json, explain, is_api, page
 
 log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).with_name("static")
+
+
+def dashboard(broker: dramatiq.Broker, health: Health) -> ASGIApp:
+    """Dramatiq's dashboard; where it is not installed, a page that says how it comes there.
+
+    `lifelogger[web]` cannot ask for it: it pins years-old versions of what it works unchanged with.
+    """
+    if find_spec("dramatiq_dashboard") is None:
+        return page(
+            "error.html",
+            title="No dashboard",
+            sentence="It is not installed: pip install --no-deps dramatiq-dashboard==0.4.0",
+            signed_in=True,
+        )
+    from lifelogger.web.dashboard import Dashboard
+
+    return Dashboard(broker, health)
 
 
 def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = None) -> FastAPI:
@@ -59,8 +77,8 @@ def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = 
     app.include_router(api.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=STATIC))
-    app.mount("/dashboard", Dashboard(broker, health))
-    app.add_middleware(login.Guard, door=door, host=rt.settings.web.host)
+    app.mount("/dashboard", dashboard(broker, health))
+    app.add_middleware(login.Guard, door=door, web=rt.settings.web)
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(RequestValidationError, unreadable)
     app.add_exception_handler(redis.RedisError, redis_away)

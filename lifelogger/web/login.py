@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lifelogger.crypto import made_once
 from lifelogger.errors import LifeloggerError, SettingsError
-from lifelogger.settings import Settings
+from lifelogger.settings import Settings, Web
 from lifelogger.web.render import explain, is_api, page
 
 COOKIE = "lifelogger_session"
@@ -139,10 +139,11 @@ class Guard:
     Paths stay percent-encoded for the routes, so that a user id with a slash is one segment.
     """
 
-    def __init__(self, app: ASGIApp, door: Door, host: str) -> None:
+    def __init__(self, app: ASGIApp, door: Door, web: Web) -> None:
         self.app, self.door = app, door
-        any_host = host in ("0.0.0.0", "::")
-        self.hosts = None if any_host else {host.lower(), "localhost", "127.0.0.1", "::1"}
+        any_host = web.host in ("0.0.0.0", "::") and not web.names
+        known = {web.host, *web.names, "localhost", "127.0.0.1", "::1"}
+        self.hosts = None if any_host else {name.lower() for name in known}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -170,7 +171,7 @@ class Guard:
         name = hostname(request.headers.get("host", ""))
         if not name or (self.hosts is not None and name not in self.hosts):
             return explain(
-                request, 400, "This server does not go by that name. See web.host in the settings."
+                request, 400, "This server does not go by that name. See web.names in the settings."
             )
         if "transfer-encoding" in request.headers or content_length(request) > MOST_BYTES:
             return explain(

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from lifelogger.status import as_json, moment
+from lifelogger.status import as_json, brought, count, moment
 
 UNITS = (("year", 31_536_000), ("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1))
 
@@ -109,23 +109,6 @@ def per(seconds: int) -> str:
         if seconds % length == 0:
             return unit if seconds == length else count(seconds // length, unit)
     return count(seconds, "second")
-
-
-def count(number: int, noun: str) -> str:
-    """`1 record`, `2,000 records`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def brought(run: Mapping[str, Any]) -> str:
-    """What a sync brought: `3 new, 1 changed`, or `nothing new`."""
-    kinds = (
-        ("inserted", "new"),
-        ("updated", "changed"),
-        ("deleted", "deleted"),
-        ("quarantined", "quarantined"),
-    )
-    parts = [f"{run[key]:,} {word}" for key, word in kinds if run[key]]
-    return ", ".join(parts) or ("nothing yet" if run["outcome"] == "running" else "nothing new")
 
 
 def took(run: Mapping[str, Any]) -> str:

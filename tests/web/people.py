@@ -56,7 +56,7 @@ def recorded(rt: Runtime, connection: int, external_id: str = "1", **values: Any
         "stream": "activities",
         "external_id": external_id,
         "kind": "activity",
-        "type": "run",
+        "type": "running",
         "ordered_at": start,
         "start_at": start,
         "raw": {"id": external_id},

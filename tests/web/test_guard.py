@@ -15,7 +15,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from lifelogger.runtime import Runtime
 from lifelogger.settings import Web
-from lifelogger.web.app import create_app
+from lifelogger.web.app import create_app, dashboard
+from lifelogger.web.health import Health
 from lifelogger.web.login import HEADERS, MOST_BYTES, OPEN
 from tests.web.people import connect
 
@@ -195,6 +196,26 @@ def test_the_settings_say_more_names(
     settings._root = runtime.settings.root
     browser = visit(create_app(replace(runtime, settings=settings), broker))
     assert browser.get("/healthz", headers={"host": asked}).status_code == status
+
+
+def test_a_name_of_a_reverse_proxy_is_let_in(runtime: Runtime, broker: RedisBroker, visit: Visit) -> None:
+    settings = runtime.settings.model_copy(update={"web": Web(names=("Life.example",))})
+    settings._root = runtime.settings.root
+    browser = visit(create_app(replace(runtime, settings=settings), broker))
+
+    assert browser.get("/healthz", headers={"host": "life.example"}).status_code == 200
+    assert browser.get("/healthz", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_without_the_dashboard_there_is_a_page_that_says_so(
+    runtime: Runtime, broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lifelogger[web]` cannot bring it along."""
+    monkeypatch.setattr("lifelogger.web.app.find_spec", lambda name: None)
+
+    absent = dashboard(broker, Health(runtime))
+
+    assert b"pip install --no-deps dramatiq-dashboard==0.4.0" in absent.body
 
 
 # What every answer says ----------------------------------------------------------------------------
