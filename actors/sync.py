@@ -31,7 +31,7 @@ def sync_user_data(user_id: str, trigger: str = "asked") -> None:
 @dramatiq.actor(broker=broker, queue_name="schedule", mutex=lambda: "plan", max_retries=0)
 def plan_again() -> None:
     """Plan what waited for a budget count that is known now."""
-    planner.tick("plan_again", None, send_tick)
+    planner.tick(planner.AGAIN, None, send_tick)
 
 
 def send_tick(user_id: str) -> None:

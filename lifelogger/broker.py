@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -49,6 +51,9 @@ TIME_LIMIT_MS = 3_600_000
 """For actors that refresh tokens. Dramatiq's ten minutes strike wherever the code is: between a provider's
 answer and our commit they would lose a pair that comes only once. Requests have time-outs of their own."""
 
+WORKER_NAME = "lifelogger-worker"
+"""How the connections of a worker to Redis begin: `CLIENT LIST` shows them."""
+
 POLL_VARIABLE = "dramatiq_worker_timeout"
 
 broker: dramatiq.Broker
@@ -77,6 +82,7 @@ def make_broker(
     middleware: list[dramatiq.Middleware] = [each() for each in default_middleware]
     middleware += [
         PollOften(),
+        NamedConnections(),
         Ticks(skip_delay=SKIP_DELAY_SECONDS),
         CurrentMessage(),
         MutexMiddleware(mutex or get_mutex),
@@ -122,6 +128,20 @@ class PollOften(dramatiq.Middleware):
     def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
         if POLL_VARIABLE not in os.environ:
             worker.worker_timeout = min(worker.worker_timeout, POLL_MS)
+
+
+class NamedConnections(dramatiq.Middleware):
+    """Names a worker's connections to Redis, so that one can see which workers there are.
+
+    Dramatiq's heartbeats do not tell: whoever sends a message has one, too.
+    """
+
+    def before_worker_boot(self, broker: dramatiq.Broker, worker: dramatiq.Worker) -> None:
+        if isinstance(broker, RedisBroker):
+            host = re.sub(r"[^\w.-]", "-", socket.gethostname())
+            pool = broker.client.connection_pool
+            pool.connection_kwargs["client_name"] = f"{WORKER_NAME}:{host}:{os.getpid()}"
+            pool.disconnect(inuse_connections=False)  # those without a name
 
 
 class QuietSkips(logging.Filter):

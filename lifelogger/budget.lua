@@ -156,7 +156,7 @@ local function compare(pool, low, high)
   end)
 end
 
--- How many requests background work leaves in the window: `leave_share` of it, and with `pace` (seconds between two
+-- How many requests background work leaves in the window: `leave` and `leave_share` of it, with `pace` (seconds between two
 -- rounds of it) what belongs to the time that is still to come. Second: when one more fits.
 local function held(pool, w)
   local leave, opens = math.floor(call.leave_share * w.limit), w.opens
@@ -166,7 +166,7 @@ local function held(pool, w)
     opens = math.min(opens, w.start - pool.low + (w.count + 1) * w.seconds / spendable - call.pace)
     leave = w.limit - spendable * math.min(1, (elapsed + call.pace) / w.seconds) - 0.000001  -- of rounding
   end
-  return math.max(call.leave, leave), math.max(opens, now)
+  return call.leave + leave, math.max(opens, now)
 end
 
 local verbs = {}

@@ -141,8 +141,8 @@ class Budget:
     ) -> Ticket:
         """Charge one request to every window of `pools`.
 
-        `leave` requests, or this share of each window's limit (0 to 1) if that is more, must remain
-        afterwards: what background work keeps free for others. With `pace` (the seconds between two rounds of
+        `leave` requests, and this share of each window's limit (0 to 1), must remain afterwards: what
+        background work keeps free for others. With `pace` (the seconds between two rounds of
         that work) the rest is spread evenly over each window: of half a day half may be spent, and one
         round's worth ahead. Raises `BudgetSpent`, or `CountUnknown`,
         having charged nothing; its `until` is when the last of the windows that refuse has opened.

@@ -394,7 +394,7 @@ def sync(
     if not wait:
         _say(
             f"Asked for a sync of {count(asked, 'connection')}. "
-            f"`lifelogger runs --user {_quoted(user_id)}` tells what came."
+            f"`lifelogger runs {_quoted(user_id)}` tells what came."
         )
         return
     _wait_for_runs(rt, user_id, newest, timeout)
@@ -434,15 +434,15 @@ def _quoted(user_id: str) -> str:
 
 @app.command()
 def runs(
-    user: Annotated[str | None, typer.Option(help="Only of this user.")] = None,
+    user_id: Annotated[str | None, typer.Argument(metavar="[USER]", help="Only of this user.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Show what each sync brought and cost, newest first."""
     rt = _runtime()
-    if user is not None:
-        _known(rt, user)
-    found = standing.runs(rt, user_id=user, limit=limit)
+    if user_id is not None:
+        _known(rt, user_id)
+    found = standing.runs(rt, user_id=user_id, limit=limit)
     if as_json:
         _print_json(found)
     else:
@@ -450,7 +450,7 @@ def runs(
 
 
 def _print_runs(found: list[dict[str, Any]]) -> None:
-    table = _table("started", "user", "provider", "asked by", "outcome", "records", "requests", "")
+    table = _table("started", "user", "provider", "asked by", "outcome", "records", "requests", "note")
     table.columns[0].no_wrap = True
     for each in found:
         words = [each[name] for name in ("user_id", "provider", "trigger", "outcome")]
@@ -549,7 +549,9 @@ def _print_budget(name: str, windows: list[dict[str, Any]] | None) -> None:
     if windows is None:
         out.print("  Its budget is unknown: Redis does not answer. No request is sent.", style="yellow")
     for window in windows or []:
-        used = "not known yet" if not window["known"] else f"{window['used']} of {window['limit']} used"
+        used = f"{window['used']:,} of {window['limit']:,} used"
+        if not window["known"]:
+            used = f"at least {used}; the next reply tells the true count"
         closed = f", closed until {window['closed_until']:%H:%M} UTC" if window["closed_until"] else ""
         out.print(f"  {window['pool']} to {window['end']:%H:%M} UTC: {used}{closed}")
 

@@ -35,6 +35,9 @@ def records(
     Each is a dictionary of the columns of docs/records.md: instants are UTC datetimes, units stand
     in the names, what the provider did not say is None, and `raw` is the provider's own item.
     """
+    for name, instant in (("since", since), ("until", until)):
+        if instant is not None and instant.tzinfo is None:
+            raise ValueError(f"{name} needs a time zone: {instant} may be any of a day's hours")
     rt = runtime or processwide()
     columns = [column for column in Record.__table__.columns if column.name not in _HIDDEN]
     query = (

@@ -46,7 +46,9 @@ class Callback:
                 if parts.path != PATH or not _same(query.get("state", ""), state):
                     self.answer(400, "This is not the answer that lifelogger waits for.")
                     return
-                self.answer(200, "Thank you. You can close this page and go back to the command line.")
+                agreed = "code" in query and "error" not in query
+                done = "Thank you." if agreed else "Nothing was connected."
+                self.answer(200, f"{done} You can close this page and go back to the command line.")
                 callback.query = query
                 callback._came.set()
 

@@ -13,13 +13,13 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from lifelogger import status
+from lifelogger.broker import WORKER_NAME
 from lifelogger.errors import SettingsError
 from lifelogger.runtime import Runtime
 from lifelogger.store.migrate import revisions
 from lifelogger.store.models import Connection, Tick
 
 OLD_TICK = timedelta(hours=1)
-HEARTBEAT = timedelta(minutes=1)
 _NO_TABLES = re.compile('no such (table|column)|(relation|column) "?[^ ]+ does not exist')
 
 
@@ -144,10 +144,10 @@ def providers(rt: Runtime) -> Iterator[Finding]:
 
 
 def work(rt: Runtime) -> Iterator[Finding]:
-    lately = (rt.clock() - HEARTBEAT).timestamp() * 1000
-    alive: Any = rt.redis.zcount(f"{rt.settings.redis.prefix}:__heartbeats__", lately, "+inf")
+    clients: Any = rt.redis.client_list()
+    alive = len({each["name"] for each in clients if each["name"].startswith(f"{WORKER_NAME}:")})
     if alive:
-        yield Finding("work", True, f"{alive} worker processes were heard of in the last minute.")
+        yield Finding("work", True, f"{alive} worker processes are connected.")
     else:
         yield Finding("work", None, "No worker is running: `make worker`.")
     with rt.store.read() as db:

@@ -82,8 +82,10 @@ class Http:
         """How many requests went out."""
         self.learned = False
         """Whether one of them told a count that nobody knew: others may go now."""
-        self.leave, self.leave_share = 0, 0.0
-        """What a request must leave of the budget for others: a number, and a share of each window."""
+        self.leave: Callable[[], int] = lambda: 0
+        """How many requests the next one must leave to others; asked before each."""
+        self.leave_share = 0.0
+        """The share of each window that it must leave besides."""
         self.pace: float | None = None
         """Set for work that can wait: see `Budget.take`."""
         self._token = token
@@ -120,7 +122,9 @@ class Http:
         raise Unavailable(f"{self.provider.title} redirects {path} without end")
 
     def _send(self, method: str, url: str, **content: Any) -> Reply:
-        ticket = self.budget.take(self.pools, leave=self.leave, leave_share=self.leave_share, pace=self.pace)
+        ticket = self.budget.take(
+            self.pools, leave=self.leave(), leave_share=self.leave_share, pace=self.pace
+        )
         self.requests += 1
         self.learned = self.learned or ticket.probe
         return exchange(

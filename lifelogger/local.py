@@ -19,6 +19,7 @@ from lifelogger import status
 from lifelogger.connections import import_lines
 from lifelogger.errors import LifeloggerError
 from lifelogger.http import NO_PROXY
+from lifelogger.planner import AGAIN
 from lifelogger.runtime import Runtime
 from lifelogger.settings import Settings
 from lifelogger.store.models import Connection, SyncRun, Tick
@@ -28,6 +29,7 @@ SHUTDOWN_MS = 10_000
 """How long a worker lets its running syncs go on when it is told to end. What is cut off then is made good by
 a later tick, page by page."""
 LOOK_EVERY_SECONDS = 0.5
+FEW_PEOPLE, SPARE_PEOPLE = 10, 2
 
 
 def application() -> Path:
@@ -206,6 +208,8 @@ def connect_people(rt: Runtime, say: Callable[[str], None]) -> None:
                 )
                 for name in row
             }
+        if len(people) > FEW_PEOPLE:  # some are left for whoever wants to try `lifelogger connect`
+            people = dict(list(people.items())[:-SPARE_PEOPLE])
         missing = sorted(user for user, accounts in people.items() if not taken & {user, *accounts})
         if not missing:
             continue
@@ -251,7 +255,10 @@ class Reporter:
             for tick in ticks:
                 self.since = tick.fired_at
                 planned = f"{status.count(tick.planned, 'user')} planned" if tick.planned else "nobody is due"
-                self.say(f"{clock(tick.fired_at)} {tick.name}: {planned}")
+                if tick.name != AGAIN:
+                    self.say(f"{clock(tick.fired_at)} tick: {planned}")
+                elif tick.planned:
+                    self.say(f"{clock(tick.fired_at)} the first reply told the budget: {planned}")
             if not final and not self._settled(db):
                 return
             rows = db.execute(
@@ -307,8 +314,10 @@ class Reporter:
         return not under_way and not running
 
     def _newest_run(self) -> int:
+        """The newest journal row whose sync has ended, as all before it have."""
         with self.rt.store.read() as db:
-            return db.scalar(select(func.max(SyncRun.id))) or 0
+            running = db.scalar(select(func.min(SyncRun.id)).where(SyncRun.outcome == "running"))
+            return running - 1 if running else db.scalar(select(func.max(SyncRun.id))) or 0
 
 
 def clock(instant: datetime) -> str:

@@ -26,6 +26,9 @@ from lifelogger.store.models import Connection, Tick
 
 log = logging.getLogger(__name__)
 
+AGAIN = "plan_again"
+"""The name of a plan between two ticks: the budget has become known."""
+
 
 @dataclass(frozen=True, slots=True)
 class Allowance:

@@ -458,6 +458,12 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         root = file.parent
         layers.add_file(file)
     layers.add_environment(environ)
+    if defaults == packaged and not named and not layers.merged["database"]["url"]:
+        # Not a world of its own in whatever folder this happens to be.
+        layers.faults.append(
+            "database.url: not set: name the database of your workers (LIFELOGGER_DATABASE__URL), "
+            "or a settings file (LIFELOGGER_SETTINGS)"
+        )
     try:
         settings = Settings.model_validate(layers.merged)
     except ValidationError as error:

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, and_, func, select
 
 from lifelogger.budget import Window
 from lifelogger.errors import Unavailable
+from lifelogger.planner import AGAIN
 from lifelogger.providers.base import Pool
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection, Quarantined, Record, Stream, SyncRun, Tick, User
@@ -36,7 +37,8 @@ def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
             "records": db.scalar(select(func.count()).select_from(Record).where(present)),
             "quarantined": db.scalar(select(func.count()).select_from(Quarantined)),
         }
-        tick = db.execute(select(Tick.__table__).order_by(Tick.fired_at.desc()).limit(1)).first()
+        fired = select(Tick.__table__).where(Tick.name != AGAIN).order_by(Tick.fired_at.desc())
+        tick = db.execute(fired.limit(1)).first()
         states = db.execute(
             select(
                 Connection.provider,

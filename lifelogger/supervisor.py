@@ -189,15 +189,14 @@ class Tree:
             self._again[part.name] = now + pause
 
     def stop(self) -> None:
-        """End all parts, the last started first."""
+        """End all parts in turn, the last started first: what it needs is there until it has ended."""
         self.stopping = True
-        for part in reversed(self.parts):
-            if part.process is not None and part.process.poll() is None:
-                part.process.terminate()  # its main process alone: that one ends its own children in order
         deadline = time.monotonic() + STOP_SECONDS
         for part in reversed(self.parts):
             if part.process is None:
                 continue
+            if part.process.poll() is None:
+                part.process.terminate()  # its main process alone: that one ends its own children in order
             try:
                 part.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:

@@ -187,8 +187,8 @@ class ConnectionSync:
             self._guarded(sweep, sweep.read_fresh)
         # History afterwards, with what the budget leaves after everybody's fresh data: now, and for the day.
         http.leave_share, http.pace = rt.settings.schedule.reserve, rt.settings.sync.interval_seconds
+        http.leave = lambda: max(0, under_way(rt, self.provider.name) - 1) * self.provider.poll_cost
         for sweep in sweeps:
-            http.leave = under_way(rt, self.provider.name) * self.provider.poll_cost
             try:
                 self._guarded(sweep, sweep.read_history)
             except Wait as wait:  # what is fresh was read: no failure, but something to tell
@@ -277,8 +277,10 @@ class ConnectionSync:
             more_news = news is not None and news != self.row["news_at"]
             values: dict[str, Any] = {"claimed_at": None, "wait_reason": None, "updated_at": now}
             if run.outcome == "ok":
-                # Due a little before the interval ends: the tick that meets it comes on the minute.
-                due = self.row["started_at"] + interval * 0.9
+                # Due a little before the interval ends: the tick that meets it comes on the minute. History
+                # goes on at the next one, whenever that is.
+                more = any(sweep.backlog for sweep in self.sweeps)
+                due = now + FIRST_RETRY if more else self.row["started_at"] + interval * 0.9
                 values |= {"failures": 0, "last_sync_at": now, "next_sync_at": now if more_news else due}
                 values |= {} if more_news else {"news_at": None}
             elif run.outcome == "needs_reauth":

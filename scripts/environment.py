@@ -18,8 +18,11 @@ OLDEST = (3, 11)
 
 
 def made_from():
-    """What the environment depends on: this Python, the lock file and the project's own metadata."""
-    digest = hashlib.sha256(repr((sys.version_info[:3], str(ROOT))).encode())
+    """What the environment depends on: the lock file, the project's own metadata, and where it lies.
+
+    Not on this Python: one that was made with another is good for every command. `make clean` begins anew.
+    """
+    digest = hashlib.sha256(str(ROOT).encode())
     for name in ("requirements.txt", "pyproject.toml"):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
@@ -34,7 +37,7 @@ def works():
 
 
 def make():
-    print("Making .venv from requirements.txt; this takes about half a minute.", flush=True)
+    print("Making .venv from requirements.txt; this takes a minute or so.", flush=True)
     shutil.rmtree(VENV, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
     pip = [
@@ -72,4 +75,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -17,11 +17,12 @@ from dramatiq.cli import import_broker
 from dramatiq.middleware import CurrentMessage, SkipMessage
 
 import lifelogger.broker
-from lifelogger.broker import PollOften, make_broker
+from lifelogger.broker import WORKER_NAME, PollOften, make_broker
 from lifelogger.errors import SettingsError
 from lifelogger.mutex import Mutex, MutexMiddleware
 from lifelogger.settings import Settings
 from tests.processes import scheduler, worker
+from tests.servers import wait_until
 
 MakeSettings = Callable[..., Settings]
 
@@ -193,3 +194,15 @@ def test_the_real_commands_find_it(settings: Settings, client: redis.Redis) -> N
     with clock, worker("tests.broker_actors") as command:
         command.wait_until(lambda: client.llen("ticks"), "the tick to run")
         assert command.stop() == 0
+
+
+def test_a_workers_connections_have_a_name(settings: Settings, client: redis.Redis) -> None:
+    """By it one sees which workers there are: `lifelogger doctor` counts them."""
+    broker = make_broker(settings)
+    broker.declare_queue("default")
+    with running(broker):
+        wait_until(lambda: any(is_worker(each) for each in client.client_list()), "a connection with a name")
+
+
+def is_worker(connection: dict[str, str]) -> bool:
+    return connection["name"].startswith(f"{WORKER_NAME}:")

@@ -599,7 +599,8 @@ def test_background_work_leaves_a_reserve(known: Budget) -> None:
     )
     assert refusal.until == at("12:15:01")
     spent(known, leave=20)
-    known.take([READS], leave=19)
+    spent(known, leave=10, leave_share=0.1)
+    known.take([READS], leave=9, leave_share=0.1)
     known.take([READS])
 
 

@@ -315,7 +315,7 @@ def test_empty_tables_say_what_will_stand_there(lifelogger_: Callable[..., Said]
 
 @ONCE
 def test_a_user_nobody_knows(lifelogger_: Callable[..., Said]) -> None:
-    for command in (["status"], ["sync"], ["sync", "--wait"], ["export"], ["runs", "--user"]):
+    for command in (["status"], ["sync"], ["sync", "--wait"], ["export"], ["runs"]):
         said = lifelogger_(*command, "nobody")
 
         assert (said.status, said.out) == (1, ""), command
@@ -431,7 +431,7 @@ def test_tables_are_whole_when_nobody_looks(with_people: Callable[..., Said], li
     assert reason in said.out
     assert len(said.out.splitlines()) == 2
 
-    journal = with_people("runs", "--user", "alice").out
+    journal = with_people("runs", "alice").out
     assert "…" not in journal
     assert len(journal.splitlines()) == 2
     assert " new" in journal
@@ -460,7 +460,7 @@ def test_asking_for_a_sync(lifelogger_: Callable[..., Said], runtime: Runtime, t
     said = lifelogger_("sync", "ann")
 
     assert said.status == 0
-    assert said.out == "Asked for a sync of 1 connection. `lifelogger runs --user ann` tells what came.\n"
+    assert said.out == "Asked for a sync of 1 connection. `lifelogger runs ann` tells what came.\n"
     assert connection(runtime, "ann").news_at is not None
 
 

@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy import insert
 
+from lifelogger.broker import WORKER_NAME
 from lifelogger.crypto import Vault
 from lifelogger.doctor import Finding, examine
 from lifelogger.runtime import Runtime
@@ -46,7 +47,8 @@ def test_all_is_well(live: Runtime, sandbox: Control) -> None:
     now = live.clock()
     with live.store.write() as db:
         db.execute(insert(Tick).values(name="sync_active_users", due_at=now, fired_at=now, planned=1))
-    live.redis.zadd(f"{live.settings.redis.prefix}:__heartbeats__", {"a worker": now.timestamp() * 1000})
+    worker = redis.Redis.from_url(live.settings.redis.url, client_name=f"{WORKER_NAME}:here:1")
+    worker.ping()
 
     assert not faults(live)
     sentences = [each.sentence for each in examine(live)]

@@ -305,7 +305,7 @@ def test_the_reporter_tells_each_tick_and_what_came_of_it_once(live: Runtime, sa
     sandbox.step(60)
     planner.tick("sync_active_users", live.clock(), lambda user: None, runtime=live)
     reporter.look()
-    assert said == ["12:03:00 sync_active_users: 1 user planned"]  # its sync is still to come
+    assert said == ["12:03:00 tick: 1 user planned"]  # its sync is still to come
 
     sync.run("alice", "tick", runtime=live)
     reporter.look()
@@ -318,7 +318,7 @@ def test_the_reporter_tells_each_tick_and_what_came_of_it_once(live: Runtime, sa
     sandbox.step(60)
     planner.tick("sync_active_users", live.clock(), lambda user: None, runtime=live)
     reporter.look()
-    assert said[2:] == ["12:04:00 sync_active_users: nobody is due"]
+    assert said[2:] == ["12:04:00 tick: nobody is due"]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
