@@ -96,6 +96,25 @@ class Record:
     work_j: float | None = None
     heart_rate_avg_bpm: float | None = None
     heart_rate_max_bpm: float | None = None
+    steps: int | None = None
+    active_energy_j: float | None = None
+    """Energy above what the body spends at rest."""
+    heart_rate_min_bpm: float | None = None
+    heart_rate_resting_bpm: float | None = None
+    hrv_rmssd_ms: float | None = None
+    """Heart rate variability: root mean square of successive differences."""
+    spo2_avg_pct: float | None = None
+    breaths_per_min: float | None = None
+    score_pct: float | None = None
+    """The provider's own score of the day or night, 0 to 100."""
+    is_main_sleep: bool | None = None
+    """False for a nap."""
+    asleep_s: float | None = None
+    awake_s: float | None = None
+    light_sleep_s: float | None = None
+    deep_sleep_s: float | None = None
+    rem_sleep_s: float | None = None
+    weight_kg: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
