@@ -53,6 +53,8 @@ class Window:
     floor: datetime | None = None
     """The oldest record there is, as of a recent reading to the very end: a page that reaches
     it need not be followed by another. None: not known, read until the provider says so."""
+    now: datetime | None = None
+    """When the reading began, for a cloud that wants to be told an end of what it shall list."""
 
 
 @dataclass(frozen=True, slots=True)
