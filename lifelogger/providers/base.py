@@ -198,6 +198,11 @@ class Provider(ABC):
     def pools(self, settings: Endpoints, connection_id: int, *, token: bool = False) -> tuple[Pool, ...]:
         """The pools that one request of this connection spends from (`token`: a token call)."""
 
+    def shared_pools(self, settings: Endpoints) -> tuple[Pool, ...]:
+        """Of those the ones that all connections spend from together: they say how many can be served."""
+        others = self.pools(settings, 1)
+        return tuple(pool for pool in self.pools(settings, 0) if pool in others)
+
     def usage(self, headers: Mapping[str, str]) -> dict[str, Usage]:
         """What a reply's headers say of each pool, by pool name; empty when they say nothing."""
         return {}
@@ -206,6 +211,10 @@ class Provider(ABC):
         """When a refused request may be tried again (Retry-After, RFC 9110, 10.2.3), if told."""
         seconds = headers.get("Retry-After", "")
         return now + timedelta(seconds=int(seconds)) if seconds.isdecimal() and len(seconds) < 7 else None
+
+    def refusal(self, reply: Json) -> str | None:
+        """What a refused request's body says to the person, as half a sentence; None: nothing."""
+        return None
 
     # OAuth: the standard (RFC 6749), with the places where clouds differ as methods.
 
