@@ -111,7 +111,8 @@ class Http:
         for _ in range(MOST_REDIRECTS + 1):
             reply = self._send(method, url, **content)
             if reply.status not in (301, 302, 303, 307, 308):
-                return accepted(self.provider.title, path, reply, self.provider.refusal(reply.body))
+                refusal = self.provider.refusal(reply.status, reply.body)
+                return accepted(self.provider.title, path, reply, refusal)
             target = on_same_host(url, reply.headers.get("Location", ""))
             if target is None or method != "GET":
                 raise Unavailable(f"{self.provider.title} redirects {path} to another host: refused")

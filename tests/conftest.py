@@ -190,6 +190,14 @@ def pointed_at(sandbox: Control) -> dict[str, Any]:
             "token_url": f"{sandbox.url}/fitbit/token",
             "revoke_url": f"{sandbox.url}/fitbit/revoke",
         },
+        "oura": {
+            "client_id": "sandbox",
+            "client_secret": "sandbox",
+            "api_url": f"{sandbox.url}/oura",
+            "authorize_url": f"{sandbox.url}/oura/oauth/authorize",
+            "token_url": f"{sandbox.url}/oura/oauth/token",
+            "revoke_url": f"{sandbox.url}/oura/oauth/revoke",
+        },
     }
 
 

@@ -212,7 +212,7 @@ class Provider(ABC):
         seconds = headers.get("Retry-After", "")
         return now + timedelta(seconds=int(seconds)) if seconds.isdecimal() and len(seconds) < 7 else None
 
-    def refusal(self, reply: Json) -> str | None:
+    def refusal(self, status: int, reply: Json) -> str | None:
         """What a refused request's body says to the person, as half a sentence; None: nothing."""
         return None
 

@@ -211,7 +211,7 @@ class Fitbit(Provider):
         """Without `prompt=consent` a second sign-in gets no refresh token."""
         return {"access_type": "offline", "prompt": "consent", "include_granted_scopes": "true"}
 
-    def refusal(self, reply: Json) -> str | None:
+    def refusal(self, status: int, reply: Json) -> str | None:
         """`ACCOUNT_NOT_LINKED` is nothing to try again soon, and the person can mend it."""
         error = reply.get("error") if isinstance(reply, dict) else None
         details = error.get("details") if isinstance(error, dict) else None
