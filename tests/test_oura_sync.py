@@ -53,7 +53,7 @@ def joined(live: Runtime, sandbox: Control, *people: str, **grant: Any) -> list[
 def truth(sandbox: Control, person: str, *names: str) -> dict[tuple[str, str], Any]:
     """Every document of a person that is not deleted, asked of the cloud by somebody else."""
     token = sandbox.connect(person, provider="oura", client_id="referee")[0]["access_token"]
-    found = {}
+    found: dict[tuple[str, str], Any] = {}
     for name in names or NAMES:
         query = {"start_date": "2026-01-01", "end_date": "2026-12-31"}
         while True:
