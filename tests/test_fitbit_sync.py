@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import date, timedelta
+from queue import Queue
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import requests
 
 from lifelogger import sync
+from lifelogger.connecting import challenge_of
+from lifelogger.connecting import connect as connect_account
 from lifelogger.providers.fitbit import ACTIVITY, Fitbit
 from lifelogger.runtime import Runtime
 from lifelogger.sandbox.server import Sandbox
 from lifelogger.store.models import Record, Stream
 from tests.conftest import CLOCK
-from tests.live import NOON, connection, rows, tuned
+from tests.live import NOON, connection, in_background, rows, tuned
 from tests.live import connect as connect_any
 from tests.sandbox.control import Control
 from tests.sandbox.google_health import spec
@@ -309,6 +313,47 @@ def test_a_grant_that_was_taken_back_is_over(live: Runtime, sandbox: Control) ->
     assert connection(live, "alice").status == "needs_reauth"
 
 
+# Connecting -------------------------------------------------------------------------------------------
+
+
+@ONCE
+def test_a_person_connects_with_a_proof_key_and_is_known(live: Runtime, sandbox: Control) -> None:
+    """The token reply does not name them: one request asks. A code without its proof is worth nothing."""
+    shown: Queue[str] = Queue()
+    connecting = in_background(connect_account, live, "zoe", "fitbit", shown.put)
+    address = shown.get(timeout=20)
+    assert "code_challenge_method=S256" in address
+
+    requests.get(f"{address}&person=alice", timeout=20)
+
+    assert connecting.result(20) == (True, [])
+    row = connection(live, "zoe")
+    assert row.provider_user_id == sandbox.people()[0]["fitbit"]["healthUserId"]
+    assert [entry["route"] for entry in sandbox.ledger(provider="fitbit", kind="read")] == ["GET /identity"]
+    (run,) = sync.run("zoe", runtime=tuned(live, sync={"history_days": 7}))
+    assert run.outcome == "ok"
+
+
+@ONCE
+def test_a_stolen_code_is_worth_nothing(live: Runtime, sandbox: Control) -> None:
+    settings = live.settings.providers["fitbit"]
+    address = Fitbit().authorize_address(
+        settings, redirect_uri="http://localhost/", state="s", challenge=challenge_of("ours")
+    )
+    back = requests.get(f"{address}&person=alice", timeout=20, allow_redirects=False).headers["Location"]
+    form = {
+        "client_id": "sandbox",
+        "client_secret": "sandbox",
+        "grant_type": "authorization_code",
+        "code": dict(parse_qsl(urlsplit(back).query))["code"],
+    }
+
+    stolen = requests.post(settings.token_url, {**form, "code_verifier": "theirs"}, timeout=20)
+    ours = requests.post(settings.token_url, {**form, "code_verifier": "ours"}, timeout=20)
+
+    assert (stolen.status_code, ours.status_code) == (400, 200)
+
+
 # Where people live ------------------------------------------------------------------------------------
 
 
@@ -337,7 +382,8 @@ class TestFarFromGreenwich:
     """From UTC-11 to UTC+14, on both sides of the midnight there."""
 
     @pytest.fixture(scope="class")
-    def sandbox_server(self) -> Iterator[Sandbox]:
+    @classmethod
+    def sandbox_server(cls) -> Iterator[Sandbox]:
         with Sandbox(people=21, seed=7, history_days=30, clock=CLOCK) as server:
             yield server
 

@@ -40,6 +40,11 @@ class Stream:
     """The shape of its records: a key of docs/records.md, like `activity`."""
     scopes: tuple[str, ...] = ()
     """The stream is on when any one of these was granted; empty: it needs none."""
+    optional: bool = False
+    """Nothing of it is asked for unless the provider's `extra_streams` name it in the settings."""
+
+    def wanted(self, settings: Endpoints) -> bool:
+        return not self.optional or self.name in settings.extra_streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +169,8 @@ class Endpoints(Protocol):
     def overall_budget(self) -> tuple[str, ...]: ...
     @property
     def user_budget(self) -> tuple[str, ...]: ...
+    @property
+    def extra_streams(self) -> tuple[str, ...]: ...
 
 
 class Provider(ABC):
@@ -177,6 +184,8 @@ class Provider(ABC):
     poll_cost: ClassVar[int] = 1
     """Requests that a poll without news costs: what the planner reckons with."""
     scope_separator: ClassVar[str] = " "
+    pkce: ClassVar[bool] = False
+    """Whether its sign-in takes a proof key (RFC 7636), which makes a stolen code worthless."""
 
     @abstractmethod
     def pages(self, http: Http, stream: Stream, window: Window) -> Iterator[Page]:
@@ -218,14 +227,20 @@ class Provider(ABC):
 
     # OAuth: the standard (RFC 6749), with the places where clouds differ as methods.
 
-    def authorize_address(self, settings: Endpoints, *, redirect_uri: str, state: str) -> str:
-        """Where the person is sent to grant access."""
+    def authorize_address(
+        self, settings: Endpoints, *, redirect_uri: str, state: str, challenge: str | None = None
+    ) -> str:
+        """Where the person is sent to grant access; `challenge` is the proof key's (S256)."""
+        proof = {} if challenge is None else {"code_challenge": challenge, "code_challenge_method": "S256"}
+        extra = [each for each in self.streams if each.optional and each.wanted(settings)]
+        scopes = dict.fromkeys((*self.scopes, *(scope for each in extra for scope in each.scopes[:1])))
         query = {
             "client_id": settings.client_id,
             "response_type": "code",
             "redirect_uri": redirect_uri,
-            "scope": self.scope_separator.join(self.scopes),
+            "scope": self.scope_separator.join(scopes),
             "state": state,
+            **proof,
             **self.authorize_extras(),
         }
         return f"{settings.authorize_url}?{urlencode(query)}"
@@ -248,6 +263,10 @@ class Provider(ABC):
 
     def grantee(self, reply: Json) -> str | None:
         """The provider's id of the person, when the token reply names it."""
+        return None
+
+    def account(self, http: Http) -> str | None:
+        """The provider's id of the person, asked for when the token reply did not name it."""
         return None
 
     def grant_is_dead(self, status: int, reply: Json) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from lifelogger.errors import BadRecord, Unavailable
+from lifelogger.errors import BadRecord, Refused, Unavailable
 from lifelogger.providers.base import (
     Endpoints,
     Http,
@@ -164,6 +164,7 @@ class Fitbit(Provider):
         Stream("weight", "body", scopes=METRICS),
     )
     poll_cost = len(streams)
+    pkce = True
 
     def pages(self, http: Http, stream: Stream, window: Window) -> Iterator[Page]:
         """Walk back in spans, each read to its last page and yielded as one: nothing tells their order.
@@ -210,6 +211,15 @@ class Fitbit(Provider):
     def authorize_extras(self) -> dict[str, str]:
         """Without `prompt=consent` a second sign-in gets no refresh token."""
         return {"access_type": "offline", "prompt": "consent", "include_granted_scopes": "true"}
+
+    def account(self, http: Http) -> str | None:
+        """Webhooks name the person by it, too. Nobody is kept out because it cannot be told."""
+        try:
+            reply = http.get("/v4/users/me/identity")
+        except Refused:
+            return None
+        found = reply.get("healthUserId") if isinstance(reply, dict) else None
+        return found if isinstance(found, str) and re.fullmatch(r"[A-Za-z0-9-]{1,63}", found) else None
 
     def refusal(self, status: int, reply: Json) -> str | None:
         """`ACCOUNT_NOT_LINKED` is nothing to try again soon, and the person can mend it."""

@@ -6,12 +6,14 @@ Where they are silent it does what is hardest for a client; such choices are tol
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, ClassVar, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo
 
 from lifelogger.sandbox.activities import Activities, Shown
@@ -424,7 +426,14 @@ class Fitbit(Provider):
 
     def _authorize(self, call: Call) -> Reply:
         try:
-            return self.consent.answer(call)
+            method, challenge = call.asked("code_challenge_method"), call.asked("code_challenge")
+            if challenge is not None and method != "S256":
+                raise Mistake("code_challenge_method")
+            reply = self.consent.answer(call)
+            code = parse_qs(urlsplit(reply.headers.get("Location", "")).query).get("code")
+            if code and challenge:
+                self.state.db.execute("INSERT INTO meta VALUES (?, ?)", (f"challenge {code[0]}", challenge))
+            return reply
         except Mistake as error:
             call.entry.note = f"{error}: missing or not one that can be"
             return fault(400, "INVALID_ARGUMENT", f"Invalid parameter: {error}")
@@ -437,12 +446,13 @@ class Fitbit(Provider):
             call.entry.note = "wrong client id or secret"
             return json_reply(401, {"error": "invalid_client", "error_description": "Unauthorized"})
         if grant_type == "authorization_code":
-            code = self.grants.redeem(call.form.get("code", ""), client, now)
+            word = call.form.get("code", "")
+            code = self.grants.redeem(word, client, now) if self._proved(call, word) else None
             if code is not None:
                 call.entry.person = code.person
                 grant = self.grants.open(client, code.person, code.scopes, now)
                 return self._granted(grant, now, refresh_token=self.grants.issue(grant, "refresh"))
-            call.entry.note = "unknown, used or old code"
+            call.entry.note = "unknown, used, old or unproved code"
             return json_reply(400, {"error": "invalid_grant", "error_description": "Bad Request"})
         if grant_type != "refresh_token":
             call.entry.note = "unknown grant_type"
@@ -456,6 +466,13 @@ class Fitbit(Provider):
             400,
             {"error": "invalid_grant", "error_description": "Token has been expired or revoked."},
         )
+
+    def _proved(self, call: Call, code: str) -> bool:
+        """Whether the proof key of a sign-in that had one is shown (RFC 7636)."""
+        sql = "SELECT value FROM meta WHERE key = ?"
+        row = self.state.db.execute(sql, (f"challenge {code}",)).fetchone()
+        digest = hashlib.sha256(call.form.get("code_verifier", "").encode()).digest()
+        return row is None or row[0] == base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
     def _granted(self, grant: Grant, now: float, **more: str) -> Reply:
         access, seconds = self._issue_access(grant, now)
