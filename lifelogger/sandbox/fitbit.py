@@ -241,9 +241,10 @@ class Fitbit(Provider):
         wanted = call.asked("filter")
         if not wanted:
             call.entry.note = "no filter: walks the whole history"
-        tests = parsed(wanted or "", name, about.members)
+        bounds = parsed(wanted or "", name, about.members)
         size = min(page_size(call.asked("pageSize")) or about.usual, about.largest)
-        points = [point for point in self.points(person, name) if all(test(point) for test in tests)]
+        near = self.points(person, name, *reach(bounds))
+        points = [point for point in near if all(bound.takes(point) for bound in bounds)]
         points.sort(key=lambda point: point.order, reverse=self.settings["order"] == "descending")
         return paged(
             [point.item for point in points],
@@ -288,21 +289,20 @@ class Fitbit(Provider):
 
     # Data points
 
-    def points(self, person: Person, name: str) -> Iterator[Point]:
-        """All points of a data type that there are by now."""
-        now, zone = self.clock.now(), ZoneInfo(person.timezone)
-        seed, first = self.people.seed, datetime.fromtimestamp(person.joined, zone).date()
-        today = datetime.fromtimestamp(now, zone).date()
+    def points(self, person: Person, name: str, first: date, last: date) -> Iterator[Point]:
+        """All points of a data type that there are by now, of some days; others may be among them."""
+        now, zone, seed = self.clock.now(), ZoneInfo(person.timezone), self.people.seed
         if name == "exercise":
-            for shown in self.activities.view(self.name, person, now).shown:
+            after, before = (midnight(day, zone) for day in (first, last))
+            for shown in self.activities.view(self.name, person, now).between(after, before):
                 yield Point(self.item(shown), civil_start(shown, zone), shown.start)
         elif name == "sleep":
-            for slept in sleeps(seed, person, first, today, now):
+            for slept in sleeps(seed, person, first, last, now):
                 end = datetime.fromtimestamp(slept.end, zone)
                 found = {"interval.end_time": utc(slept.end), "interval.civil_end_time": civil(end)}
                 yield Point(self._sleep(person, slept, zone), found, slept.start)
         elif name == "weight":
-            for day in days(seed, person, first, today, now):
+            for day in days(seed, person, first, last, now):
                 if day.weight is not None:
                     at = datetime.fromtimestamp(day.weighed, zone)
                     found = {
@@ -311,7 +311,7 @@ class Fitbit(Provider):
                     }
                     yield Point(weight(day, at), found, day.weighed)
         else:
-            for day in days(seed, person, first, today, now):
+            for day in days(seed, person, first, last, now):
                 yield Point(derived(name, day), {"date": day.date.isoformat()}, day.date.toordinal())
 
     def _rolled_up(self, person: Person, name: str, first: date, end: date) -> Iterator[Any]:
@@ -548,19 +548,36 @@ def page_size(value: object) -> int:
 CIVIL = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\d)?")
 
 
-def parsed(text: str, name: str, members: Sequence[str]) -> list[Callable[[Point], bool]]:
-    """A filter as tests of a point: comparisons `>=` and `<`, joined by `AND` (AIP-160, as documented)."""
-    tests = list[Callable[[Point], bool]]()
+class Bound(NamedTuple):
+    """One comparison of a filter."""
+
+    member: str
+    sign: str
+    """`>=` or `<`."""
+    value: str
+
+    def takes(self, point: Point) -> bool:
+        return (point.found[self.member] < self.value) == (self.sign == "<")
+
+
+def parsed(text: str, name: str, members: Sequence[str]) -> list[Bound]:
+    """A filter: comparisons `>=` and `<`, joined by `AND` (AIP-160, as documented)."""
+    bounds = []
     for one in re.split(r"\s+AND\s+", text) if text else []:
         match = re.fullmatch(r'([a-z_]+)\.([a-z_.]+)\s*(>=|<)\s*"([^"]*)"', one.strip())
         if not match or match[1] != name.replace("-", "_") or match[2] not in members:
             raise Invalid(f"filter: {one!r} is none of {', '.join(members)} with >= or <")
-        tests.append(comparison(match[2], match[3], literal(match[2], match[4])))
-    return tests
+        bounds.append(Bound(match[2], match[3], literal(match[2], match[4])))
+    return bounds
 
 
-def comparison(member: str, sign: str, bound: str) -> Callable[[Point], bool]:
-    return lambda point: (point.found[member] < bound) == (sign == "<")
+def reach(bounds: Sequence[Bound]) -> tuple[date, date]:
+    """Days that have all that a filter takes, whatever the zone: no life is looked at from its start."""
+    least = [bound.value[:10] for bound in bounds if bound.sign == ">="]
+    most = [bound.value[:10] for bound in bounds if bound.sign == "<"]
+    first = date.fromisoformat(max(least, default="1980-01-01"))
+    last = date.fromisoformat(min(most, default="2999-01-01"))
+    return max(first, date(1980, 1, 1)) - 3 * DAY, min(last, date(2999, 1, 1)) + 3 * DAY
 
 
 def literal(member: str, text: str) -> str:
@@ -689,6 +706,10 @@ def offset(moment: datetime) -> str:
     shift = moment.utcoffset()
     assert shift is not None
     return f"{int(shift.total_seconds())}s"
+
+
+def midnight(day: date, zone: ZoneInfo) -> float:
+    return datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()
 
 
 def utc(moment: float) -> str:

@@ -408,6 +408,7 @@ def test_a_request_spends_from_the_persons_limit_and_the_projects() -> None:
     class Settings:
         client_id, authorize_url = "id", "https://accounts.google.com/o/oauth2/v2/auth"
         budget, overall_budget, user_budget = ("120000/minute",), (), ("300/minute",)
+        extra_streams = ()
 
     user, project = FITBIT.pools(Settings(), 7)
 
