@@ -123,6 +123,7 @@ def test_roll_ups_ask_for_no_more_days_than_they_may(name: str, now: datetime) -
 
     spans = [(made(query["range"]["start"]), made(query["range"]["end"])) for _, query in cloud.asked]
     assert all(0 < (end - first).days <= SOURCES[name].span for first, end in spans)
+    assert all(spec.faults("DailyRollUpDataPointsRequest", query) == [] for _, query in cloud.asked)
     assert spans[0][1] > (now + timedelta(hours=14)).date()
     assert spans[-1][0] == since.date()
     assert all(newer[0] <= older[1] for newer, older in pairwise(spans))
