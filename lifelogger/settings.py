@@ -263,6 +263,7 @@ class ProviderSettings(Section):
     budget: Budgets = ()
     overall_budget: Budgets = ()
     user_budget: Budgets = ()
+    extra_streams: Strings = ()
 
     @model_validator(mode="after")
     def _complete(self) -> ProviderSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -20,7 +21,7 @@ from tests.live import NOON, connect, connection, journal, quarantined, rows, tu
 from tests.sandbox.control import Control
 
 QUARTER, HOUR, DAY = 900, 3600, 86_400
-NAMES = [stream.name for stream in Oura.streams]
+NAMES = [stream.name for stream in Oura.streams if not stream.optional]
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 """For what no database has a part in."""
 
@@ -329,6 +330,46 @@ def test_a_reset_time_alone_is_enough(live: Runtime, sandbox: Control) -> None:
     sync.run("alice", runtime=live)
 
     assert reset <= connection(live, "alice").next_sync_at <= reset + timedelta(seconds=1)
+
+
+# Heart rate, which is an option ----------------------------------------------------------------------
+
+
+def with_heart_rate(live: Runtime) -> Runtime:
+    oura = live.settings.providers["oura"].model_copy(update={"extra_streams": ("heartrate",)})
+    providers = {**live.settings.providers, "oura": oura}
+    return dataclasses.replace(live, settings=live.settings.model_copy(update={"providers": providers}))
+
+
+def test_heart_rate_is_read_when_the_settings_say_so(live: Runtime, sandbox: Control) -> None:
+    """A sample of each five minutes; a poll costs one request more."""
+    sandbox.set_clock(NOON)
+    live = with_heart_rate(tuned(live, sync={"history_days": 10}))
+    joined(live, sandbox, "alice", scopes=["heartrate"])
+    imported(live, sandbox, "alice")
+    sandbox.step(QUARTER)
+
+    (run,) = sync.run("alice", runtime=live)
+
+    samples = kept(live, "alice")
+    assert (run.requests, run.counts.inserted, run.counts.deleted) == (1, 0, 0)
+    assert {row.stream for row in samples} == {"heartrate"}
+    assert len(samples) > 10 * 200
+    assert NOON - timedelta(minutes=15) < max(row.start_at for row in samples) < NOON
+
+
+@ONCE
+def test_heart_rate_is_neither_asked_for_nor_read_otherwise(live: Runtime, sandbox: Control) -> None:
+    oura, address = Oura(), {"redirect_uri": "http://here.example", "state": "s"}
+    off, on = (each.settings.providers["oura"] for each in (live, with_heart_rate(live)))
+    joined(live, sandbox, "alice", scopes=["daily", "heartrate"])
+
+    (run,) = sync.run("alice", runtime=live)
+
+    assert "heartrate" not in (run.message or "")
+    assert "heartrate" not in streams(live, "alice")
+    assert "heartrate" not in oura.authorize_address(off, **address)
+    assert "heartrate" in oura.authorize_address(on, **address)
 
 
 # Tokens ----------------------------------------------------------------------------------------------

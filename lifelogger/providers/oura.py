@@ -26,6 +26,8 @@ from lifelogger.providers.base import (
 
 SPAN = timedelta(days=90)
 """How much of the past one page holds: all replies of a span, so that what is read of it is whole."""
+SERIES_SPAN = timedelta(days=30)
+"""The same of a series of samples, of which there are hundreds a day."""
 MARGIN = timedelta(days=2)
 """How many days the days asked for reach beyond a window, which is UTC, on either side. A person's date is up
 to one off that of UTC; a nap after 18:00 belongs to the next day, and a day of the ring lasts until 4:00."""
@@ -96,11 +98,12 @@ class Oura(Provider):
         Stream("sleep", "sleep", scopes=("daily",)),
         Stream("workout", "activity", scopes=("workout",)),
         Stream("session", "activity", scopes=("session",)),
+        Stream("heartrate", "body", scopes=("heartrate",), optional=True),
     )
-    poll_cost = len(streams)
+    poll_cost = sum(not stream.optional for stream in streams)
 
     def pages(self, http: Http, stream: Stream, window: Window) -> Iterator[Page]:
-        """Walk back over spans of days, each read to the end of its `next_token`s.
+        """Walk back over spans, each read to the end of its `next_token`s.
 
         A sleep that the person deleted still comes, as a document that says so: it is left out,
         like what is deleted elsewhere.
@@ -109,8 +112,9 @@ class Oura(Provider):
         if last is None:
             raise ValueError("a window of Oura needs an end, or a now")
         while True:
-            since = max(window.since, last - SPAN)
-            items = documents(http, stream.name, (since - MARGIN).date(), (last + MARGIN).date())
+            since = max(window.since, last - (SERIES_SPAN if stream.optional else SPAN))
+            query = instants(since, last) if stream.optional else civil_days(since, last)
+            items = documents(http, stream.name, query)
             yield Page([item for item in items if not deleted(item)], since)
             if since <= window.since:
                 return
@@ -123,11 +127,17 @@ class Oura(Provider):
         key = self.external_id(stream, item)
         if key is None:
             raise BadRecord(f"id: not a text: {shown(item.get('id'))}")
-        read = {"day": daily, "sleep": night, "activity": activity}[stream.kind]
+        read = {"day": daily, "sleep": night, "activity": activity, "body": sample}[stream.kind]
         return Record(external_id=key, kind=stream.kind, **read(stream, item))
 
     def external_id(self, stream: Stream, item: Json) -> str | None:
+        """The document's `id`. A sample has none: its instant, and what it was taken in."""
         value = item.get("id") if isinstance(item, dict) else None
+        if stream.optional and isinstance(item, dict):
+            try:
+                value = f"{moment(item, 'timestamp').isoformat()}/{item.get('source')}"
+            except BadRecord:
+                return None
         plausible = isinstance(value, str) and re.fullmatch(r"[!-~]{1,200}", value)
         return value if plausible else None
 
@@ -153,11 +163,22 @@ class Oura(Provider):
 # Collections
 
 
-def documents(http: Http, name: str, first: date, last: date) -> list[Json]:
-    """All documents of a collection from one day to another, both included."""
-    days: dict[str, str | int] = {"start_date": first.isoformat(), "end_date": last.isoformat()}
+def civil_days(since: datetime, until: datetime) -> dict[str, str]:
+    """The days, both included, that hold whatever lies between two instants, in any zone."""
+    first, last = (since - MARGIN).date(), (until + MARGIN).date()
+    return {"start_date": first.isoformat(), "end_date": last.isoformat()}
+
+
+def instants(since: datetime, until: datetime) -> dict[str, str]:
+    """A second more on either side: whether the ends are included is not told."""
+    first, last = since - timedelta(seconds=1), until + timedelta(seconds=1)
+    return {"start_datetime": f"{first:%Y-%m-%dT%H:%M:%SZ}", "end_datetime": f"{last:%Y-%m-%dT%H:%M:%SZ}"}
+
+
+def documents(http: Http, name: str, span: dict[str, str]) -> list[Json]:
+    """All documents of a collection in a span."""
     found: list[Json] = []
-    query = days
+    query = span
     for _ in range(MOST_REPLIES):
         reply = http.get(f"/v2/usercollection/{name}", **query)
         items, token = (reply.get("data"), reply.get("next_token")) if isinstance(reply, dict) else (None, "")
@@ -166,7 +187,7 @@ def documents(http: Http, name: str, first: date, last: date) -> list[Json]:
         found += items
         if not token:
             return found
-        query = {**days, "next_token": token}
+        query = {**span, "next_token": token}
     raise Unavailable(f"the collection {name} does not end")
 
 
@@ -230,6 +251,17 @@ def activity(stream: Stream, item: dict[str, Json]) -> dict[str, Any]:
         "duration_s": (found["end_at"] - found["start_at"]).total_seconds(),
         "distance_m": number(item, "distance"),
         "energy_j": joules(item, "calories"),
+    }
+
+
+def sample(stream: Stream, item: dict[str, Json]) -> dict[str, Any]:
+    """One heart rate. Its time is in UTC, so neither offset nor date is known."""
+    at = moment(item, "timestamp")
+    return {
+        "ordered_at": at,
+        "start_at": at,
+        "provider_type": text(item, "source"),
+        "heart_rate_avg_bpm": number(item, "bpm"),
     }
 
 

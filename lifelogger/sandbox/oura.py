@@ -27,14 +27,15 @@ from lifelogger.sandbox.provider import Call, Mistake, Provider, Reply, json_rep
 from lifelogger.sandbox.state import State
 
 WINDOW = 300
-ACCESS_SECONDS = 86_400
 SCOPES = ("email", "personal", "daily", "heartrate", "workout", "tag", "session", "spo2Daily")
 USUAL_SCOPES = ("daily", "workout", "session", "spo2Daily")
 BY_DAY = ("start_date", "end_date", "next_token", "fields")
 REVISED_AFTER = 6 * 3600
 """A night is analysed again, when the person opens the app, so long after it ended."""
+SERIES_PAGE = 2500
 ONE = timedelta(days=1)
 HOUR = 3600
+DAY_SECONDS = 86_400
 
 WORDS = {
     "Run": "running",
@@ -103,6 +104,7 @@ class Oura(Provider):
         self.routes = (
             *(route(READ, f"GET /{name}", self._list, self.base) for name in self.collections),
             *(route(READ, f"GET /{name}/{{document}}", self._one, self.base) for name in self.collections),
+            route(READ, "GET /heartrate", self._heart_rate, self.base),
             route(READ, "GET /personal_info", self._personal_info, self.base),
             route(TOKEN, "POST /oauth/token", self._token),
             route(TOKEN, "POST /oauth/revoke", self._revoke),
@@ -193,12 +195,12 @@ class Oura(Provider):
         if token.grant.revoked or expired:
             raise Refusal(401, "")  # it happens to everybody: no mistake
 
-    def _asker(self, call: Call, collection: Collection) -> Person:
+    def _asker(self, call: Call, scope: str) -> Person:
         """Whose documents are asked for, if they may be seen."""
         assert call.token is not None
         grant = call.token.grant
-        if collection.scope not in grant.scopes:
-            raise Refusal(403, f"scope {collection.scope} is missing")
+        if scope not in grant.scopes:
+            raise Refusal(403, f"scope {scope} is missing")
         if grant.person in self.settings["lapsed"]:
             raise Refusal(403, "the subscription has ended")
         return self.people.by_id[grant.person]
@@ -207,7 +209,7 @@ class Oura(Provider):
         only(call, BY_DAY)
         assert call.route is not None
         collection = self.collections[call.route.label.removeprefix("GET /")]
-        person = self._asker(call, collection)
+        person = self._asker(call, collection.scope)
         today = datetime.fromtimestamp(call.now, ZoneInfo(person.timezone)).date()
         last = asked_day(call, "end_date") or today
         first = asked_day(call, "start_date") or last - ONE
@@ -228,13 +230,33 @@ class Oura(Provider):
         only(call, ("fields",))
         assert call.route is not None
         collection = self.collections[call.route.label.split("/")[1]]
-        person = self._asker(call, collection)
+        person = self._asker(call, collection.scope)
         since = datetime.fromtimestamp(person.joined, UTC).date()
         until = datetime.fromtimestamp(call.now, UTC).date() + 2 * ONE
         for document in collection.documents(person, since, until, call.now):
             if document["id"] == call.params["document"]:
                 return json_reply(200, narrowed(call, document))
         raise Refusal(404, "no such document")
+
+    def _heart_rate(self, call: Call) -> Reply:
+        """A sample each five minutes that the ring was worn, as far as it was synced: to the full hour."""
+        only(call, ("start_datetime", "end_datetime", "next_token", "latest", "fields"))
+        person = self._asker(call, "heartrate")
+        end = asked_moment(call, "end_datetime", call.now)
+        begin = max(asked_moment(call, "start_datetime", end - DAY_SECONDS), person.joined)
+        if call.asked("next_token") is not None:
+            try:
+                begin = max(begin, int(call.asked("next_token") or ""))
+            except ValueError:
+                raise Refusal(400, "next_token: not one of ours") from None
+        end = min(end, call.now // HOUR * HOUR)
+        rows = [heart_rate(person, step) for step in range(-(-int(begin) // 300) * 300, int(end), 300)]
+        worn = [row for row in rows if row["timestamp_unix"] // 300_000 % 17]
+        if call.asked("latest") == "true":
+            worn = worn[-1:]
+        page, more = worn[:SERIES_PAGE], worn[SERIES_PAGE:]
+        token = str(more[0]["timestamp_unix"] // 1000) if more else None
+        return json_reply(200, {"data": [narrowed(call, row) for row in page], "next_token": token})
 
     def _personal_info(self, call: Call) -> Reply:
         only(call, ())
@@ -469,6 +491,15 @@ def asked_day(call: Call, name: str) -> date | None:
         raise Refusal(422, f"{name}: not a date", name) from None
 
 
+def asked_moment(call: Call, name: str, default: float) -> float:
+    """A time of the query, as epoch seconds."""
+    text = call.asked(name)
+    try:
+        return default if text is None else datetime.fromisoformat(text).astimezone(UTC).timestamp()
+    except (ValueError, OverflowError):
+        raise Refusal(422, f"{name}: not a time", name) from None
+
+
 def asked_place(call: Call) -> tuple[str, str] | None:
     """After which document a `next_token` goes on."""
     text = call.asked("next_token")
@@ -629,6 +660,18 @@ def sleep_document(seed: int, person: Person, sleep: Sleep, now: float) -> Docum
         "time_in_bed": sleep.end - sleep.start,
         "total_sleep_duration": asleep,
         "type": kind,
+    }
+
+
+def heart_rate(person: Person, moment: int) -> Document:
+    """A `PublicHeartRateRow`."""
+    hour = datetime.fromtimestamp(moment, ZoneInfo(person.timezone)).hour
+    asleep = hour < 6
+    return {
+        "timestamp": datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+        "timestamp_unix": moment * 1000,
+        "bpm": person.resting_pulse + moment // 300 * 7919 % (9 if asleep else 60),
+        "source": "sleep" if asleep else "awake",
     }
 
 

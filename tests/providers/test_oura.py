@@ -7,6 +7,7 @@ import json
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from hypothesis import example, given, settings
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 
 from lifelogger.errors import BadRecord, Unavailable
 from lifelogger.providers.base import Record, Window
-from lifelogger.providers.oura import MARGIN, SESSIONS, SPAN, TYPES, Oura
+from lifelogger.providers.oura import MARGIN, SERIES_SPAN, SESSIONS, SPAN, TYPES, Oura
 from tests.sandbox.openapi import SPEC
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 OURA = Oura()
-STREAMS = {stream.name: stream for stream in OURA.streams}
+STREAMS = {stream.name: stream for stream in OURA.streams if not stream.optional}
+HEART = next(stream for stream in OURA.streams if stream.optional)
 every = pytest.mark.parametrize("name", STREAMS)
 
 NIGHT: dict[str, Any] = {
@@ -119,6 +121,14 @@ def on(*days: date | str) -> list[dict[str, Any]]:
 
 
 WEEK = Window(NOW - timedelta(days=7), now=NOW)
+
+
+SAMPLE: dict[str, Any] = {
+    "timestamp": "2026-11-24T11:55:00.000Z",
+    "timestamp_unix": 1795521300000,
+    "bpm": 61,
+    "source": "awake",
+}
 
 
 # Pages -----------------------------------------------------------------------------------------------
@@ -368,6 +378,45 @@ def test_what_cannot_be_is_a_bad_record_and_nothing_else(name: str, fault: dict[
         OURA.record(STREAMS[name], DOCUMENTS[name] | fault)
 
 
+# Heart rate, which is an option ----------------------------------------------------------------------
+
+
+def test_heart_rate_is_asked_for_by_instants() -> None:
+    class Series(Cloud):
+        def get(self, path: str, **params: Any) -> Any:
+            assert SPEC.refuses("GET", f"{path}?{urlencode(params)}") is None
+            self.asked.append(params)
+            return {"data": [SAMPLE]}
+
+    cloud = Series()
+    pages = list(OURA.pages(cloud, HEART, Window(NOW - 1.5 * SERIES_SPAN, now=NOW)))
+
+    assert [page.reached for page in pages] == [NOW - SERIES_SPAN, NOW - 1.5 * SERIES_SPAN]
+    assert cloud.asked[0] == {
+        "start_datetime": "2026-10-25T11:59:59Z",
+        "end_datetime": "2026-11-24T12:00:01Z",
+    }
+
+
+def test_a_sample_is_known_by_its_instant_and_source() -> None:
+    assert told(OURA.record(HEART, SAMPLE)) == {
+        "external_id": "2026-11-24T11:55:00+00:00/awake",
+        "kind": "body",
+        "ordered_at": datetime(2026, 11, 24, 11, 55, tzinfo=UTC),
+        "start_at": datetime(2026, 11, 24, 11, 55, tzinfo=UTC),
+        "provider_type": "awake",
+        "heart_rate_avg_bpm": 61,
+    }
+
+
+@pytest.mark.parametrize(
+    "fault", [{"timestamp": None}, {"bpm": "high"}, {"source": ["a", "b"]}, {"source": "\x00"}]
+)
+def test_a_sample_that_cannot_be(fault: dict[str, Any]) -> None:
+    with pytest.raises(BadRecord):
+        OURA.record(HEART, SAMPLE | fault)
+
+
 texts = st.text(st.characters(codec=None), max_size=30)
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
@@ -397,6 +446,15 @@ def test_any_document_is_a_record_or_a_bad_one(data: st.DataObject, name: str) -
     fields = sorted(DOCUMENTS[name])
     changes = data.draw(st.dictionaries(st.sampled_from(fields), odd_values, max_size=3))
     check(name, DOCUMENTS[name] | changes)
+
+
+@settings(max_examples=200, deadline=None)
+@given(changes=st.dictionaries(st.sampled_from(sorted(SAMPLE)), odd_values, max_size=3))
+def test_any_sample_is_a_record_or_a_bad_one(changes: dict[str, Any]) -> None:
+    with contextlib.suppress(BadRecord):
+        record = OURA.record(HEART, SAMPLE | changes)
+        assert record.external_id == OURA.external_id(HEART, SAMPLE | changes)
+        json.dumps(record.provider_type, ensure_ascii=False).encode()
 
 
 @given(item=anything, name=st.sampled_from(sorted(STREAMS)))
@@ -449,5 +507,6 @@ def test_a_grant_that_is_gone() -> None:
 def test_what_we_ask_for_is_what_the_streams_need_and_the_document_has() -> None:
     flow = SPEC.document["components"]["securitySchemes"]["OAuth2"]["flows"]["authorizationCode"]
 
-    assert {*OURA.scopes} <= flow["scopes"].keys()
-    assert all({*OURA.scopes} & {*stream.scopes} for stream in OURA.streams)
+    assert {*OURA.scopes, *HEART.scopes} <= flow["scopes"].keys()
+    assert all({*OURA.scopes} & {*stream.scopes} for stream in STREAMS.values())
+    assert not {*OURA.scopes} & {*HEART.scopes}

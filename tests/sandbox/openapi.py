@@ -61,7 +61,8 @@ class Spec:
         for name, value in query.items():
             if name not in known:
                 return f"no such parameter: {name}"
-            if not Draft202012Validator(known[name], format_checker=FORMATS).is_valid(value):
+            typed = {"true": True, "false": False}.get(value, value)
+            if not Draft202012Validator(known[name], format_checker=FORMATS).is_valid(typed):
                 return f"not a value of {name}: {value}"
         return None
 

@@ -139,6 +139,29 @@ def ended(item: Any) -> datetime:
     return datetime.fromisoformat(item["end_datetime"])
 
 
+def test_heart_rate_is_a_series_of_instants(get: Get, control: Control) -> None:
+    token = control.connect("alice", provider="oura", scopes=["heartrate"])[0]["access_token"]
+    query = {"start_datetime": "2026-06-01T00:00:00Z", "end_datetime": "2026-06-15T10:00:00+02:00"}
+
+    first = get("heartrate", token=token, **query)
+    rest = get("heartrate", token=token, **query, next_token=first.json()["next_token"])
+    latest = get("heartrate", token=token, latest="true")
+
+    for reply in (first, rest, latest):
+        assert SPEC.refuses("GET", reply.url.partition("/oura")[2]) is None
+        assert SPEC.faults(f"{BASE}/heartrate", reply.json()) == []
+    rows = first.json()["data"] + rest.json()["data"]
+    times = [row["timestamp"] for row in rows]
+    assert times == sorted(set(times))
+    assert (times[0], times[-1]) == ("2026-06-01T00:00:00.000Z", "2026-06-15T07:55:00.000Z")
+    assert rest.json()["next_token"] is None
+    assert latest.json()["data"][0]["timestamp"] == "2026-06-15T11:55:00.000Z"
+    assert get("heartrate").status_code == 403
+    assert get("heartrate", token=token, start_date="2026-06-01").status_code == 400
+    assert get("heartrate", token=token, start_datetime="June").status_code == 422
+    assert get("heartrate", token=token, next_token="x").status_code == 400
+
+
 def test_sleep_belongs_to_the_day_of_waking_and_a_late_nap_to_the_next(get: Get, control: Control) -> None:
     kinds: set[str] = set()
     for person in ("alice", "bruno", "chiyo", "devi", "ewa"):
