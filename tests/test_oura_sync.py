@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from queue import Queue
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -12,13 +13,15 @@ import pytest
 import requests
 
 from lifelogger import sync
+from lifelogger.connecting import connect as connect_account
 from lifelogger.providers.oura import Oura
 from lifelogger.runtime import Runtime
 from lifelogger.sandbox.server import Sandbox
 from lifelogger.store.models import Record, Stream
 from tests.conftest import CLOCK
-from tests.live import NOON, connect, connection, journal, quarantined, rows, tuned
+from tests.live import NOON, connect, connection, in_background, journal, quarantined, rows, tuned
 from tests.sandbox.control import Control
+from tests.sandbox.openapi import SPEC
 
 QUARTER, HOUR, DAY = 900, 3600, 86_400
 NAMES = [stream.name for stream in Oura.streams if not stream.optional]
@@ -375,6 +378,23 @@ def test_heart_rate_is_neither_asked_for_nor_read_otherwise(live: Runtime, sandb
 # Tokens ----------------------------------------------------------------------------------------------
 
 
+@ONCE
+def test_a_person_connects_and_says_what_may_be_read(live: Runtime, sandbox: Control) -> None:
+    """Scope by scope; the token reply does not name them, so one request asks."""
+    shown: Queue[str] = Queue()
+    connecting = in_background(connect_account, live, "zoe", "oura", shown.put)
+
+    requests.get(f"{shown.get(timeout=20)}&person=alice&grant=daily%20workout", timeout=20)
+
+    assert connecting.result(20) == (True, ["session", "spo2Daily"])
+    row = connection(live, "zoe")
+    assert row.provider_user_id == sandbox.people()[0]["oura"]["id"]
+    assert [entry["route"] for entry in asked(sandbox, kind="read")] == ["GET /personal_info"]
+    assert {name for name, _ in stored(live, "zoe")} == set()
+    sync.run("zoe", runtime=live)
+    assert {name for name, _ in stored(live, "zoe")} == set(NAMES) - {"session", "daily_spo2"}
+
+
 def test_a_refresh_token_is_used_once(live: Runtime, sandbox: Control) -> None:
     joined(live, sandbox, "alice")
     for _ in range(3):
@@ -400,13 +420,14 @@ def test_access_that_is_taken_back_asks_for_a_new_sign_in(live: Runtime, sandbox
 
 
 def test_every_request_is_one_that_the_document_has(live: Runtime, sandbox: Control) -> None:
-    """The sandbox refuses all others; the last day asked for is tomorrow, or later, everywhere."""
+    """The last day asked for is tomorrow, or later, everywhere on Earth."""
     joined(live, sandbox, "alice")
     imported(live, sandbox, "alice")
 
     entries = asked(sandbox)
 
     assert {(entry["status"], entry["note"]) for entry in entries} == {(200, "")}
+    assert {SPEC.refuses("GET", f"{entry['path']}?{entry['query']}") for entry in entries} == {None}
     newest = {entry["path"] for entry in entries if "end_date=2026-11-26" in entry["query"]}
     assert newest == {f"/v2/usercollection/{name}" for name in NAMES}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from lifelogger.errors import BadRecord, Unavailable
+from lifelogger.errors import BadRecord, Refused, Unavailable
 from lifelogger.providers.base import (
     Endpoints,
     Http,
@@ -145,6 +145,15 @@ class Oura(Provider):
         """One pool of the application; token calls spend from it too, which errs on the safe side."""
         key = f"{self.name}:{settings.client_id}:requests"
         return (Pool("requests", key, settings.budget, reports=False),)
+
+    def account(self, http: Http) -> str | None:
+        """Any token may read it. Nobody is kept out because it cannot be told."""
+        try:
+            reply = http.get("/v2/usercollection/personal_info")
+        except Refused:
+            return None
+        found = reply.get("id") if isinstance(reply, dict) else None
+        return found if isinstance(found, str) and re.fullmatch(r"[!-~]{1,200}", found) else None
 
     def refusal(self, status: int, reply: Json) -> str | None:
         """403 means either, and its body has no shape that one could tell them by."""

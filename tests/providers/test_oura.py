@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lifelogger.errors import BadRecord, Unavailable
+from lifelogger.errors import BadRecord, Refused, Unavailable
 from lifelogger.providers.base import Record, Window
 from lifelogger.providers.oura import MARGIN, SERIES_SPAN, SESSIONS, SPAN, TYPES, Oura
 from tests.sandbox.openapi import SPEC
@@ -497,6 +497,24 @@ def test_when_to_ask_again(headers: dict[str, str], seconds: int | None) -> None
 def test_a_403_is_told_in_words_and_other_refusals_as_they_are() -> None:
     assert "subscription has ended" in (OURA.refusal(403, {"detail": "no"}) or "")
     assert OURA.refusal(400, None) is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "account"),
+    [({"id": "8f9a-5221", "email": "a@b.example"}, "8f9a-5221"), ({"id": 7}, None), ([], None), (None, None)],
+)
+def test_whose_account_it_is(reply: Any, account: str | None) -> None:
+    class Person(Cloud):
+        def get(self, path: str, **params: Any) -> Any:
+            assert SPEC.refuses("GET", path) is None
+            return reply
+
+    class Shut(Cloud):
+        def get(self, path: str, **params: Any) -> Any:
+            raise Refused("403")
+
+    assert OURA.account(Person()) == account
+    assert OURA.account(Shut()) is None
 
 
 def test_a_grant_that_is_gone() -> None:
