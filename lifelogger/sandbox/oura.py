@@ -312,10 +312,8 @@ class Oura(Provider):
 
     def _saturation(self, person: Person, first: date, last: date, now: float) -> Iterator[Document]:
         """Nights in which it could not be measured have a document, too."""
+        known = {day.date: day.oxygen for day in days(self.people.seed, person, first, last, now)}
         for night, chance, _ in self._nights(person, first, last, now):
-            known = {
-                day.date: day.oxygen for day in days(self.people.seed, person, night.date, night.date, now)
-            }
             measured = night.date in known and chance.random() < 0.95
             yield {
                 "id": identifier("daily_spo2", person, night.date),
