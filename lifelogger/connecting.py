@@ -6,20 +6,22 @@ machine alone (RFC 8252, 7.3) and answers one callback.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import hmac
 import secrets
 import threading
 from collections.abc import Callable
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import SecretStr, ValidationError
 
 from lifelogger.connections import Line, save
-from lifelogger.errors import LifeloggerError, Refused
-from lifelogger.http import call_token_endpoint
+from lifelogger.errors import LifeloggerError, Refused, SignInAgain
+from lifelogger.http import Http, call_token_endpoint
 from lifelogger.providers.base import Grant, split_scopes
 from lifelogger.runtime import Runtime
 
@@ -112,14 +114,17 @@ def connect(
             f"providers.{provider_name}.client_id is not set: {provider.title} has no application"
         )
     state = secrets.token_urlsafe(32)
+    verifier = secrets.token_urlsafe(48) if provider.pkce else None
     with Callback(state, port) as callback:
-        show(provider.authorize_address(settings, redirect_uri=callback.address, state=state))
+        address, challenge = callback.address, verifier and challenge_of(verifier)
+        show(provider.authorize_address(settings, redirect_uri=address, state=state, challenge=challenge))
         query = callback.wait(seconds)
         if "error" in query or "code" not in query:
             why = query.get("error", "no code came back")
             why = "the person did not agree" if why == "access_denied" else f"{why:.100}"
             raise Refused(f"{provider.title} was not connected: {why}")
-        grant = _redeem(rt, provider_name, query["code"], callback.address)
+        grant = _redeem(rt, provider_name, query["code"], callback.address, verifier)
+    account = grant.provider_user_id or _account(rt, provider_name, grant.access_token)
     scopes = grant.scopes or split_scopes(query.get("scope")) or provider.scopes
     try:
         line = Line(
@@ -129,7 +134,7 @@ def connect(
             refresh_token=SecretStr(grant.refresh_token) if grant.refresh_token else None,
             expires_at=grant.expires_at,
             scopes=list(scopes),
-            provider_user_id=grant.provider_user_id,
+            provider_user_id=account,
         )
     except ValidationError as error:
         fields = ", ".join(str(each["loc"][0]) for each in error.errors())
@@ -139,8 +144,24 @@ def connect(
     return new, [scope for scope in provider.scopes if scope not in scopes]
 
 
-def _redeem(rt: Runtime, name: str, code: str, redirect_uri: str) -> Grant:
+def challenge_of(verifier: str) -> str:
+    """The proof key's challenge (RFC 7636, 4.2)."""
+    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+
+
+def _account(rt: Runtime, name: str, token: str) -> str | None:
+    """Whose token it is, for a provider that tells it only when asked."""
+
+    def renew(refused: str) -> NoReturn:
+        raise SignInAgain("the provider refuses the token that it has just given")
+
     provider, settings = rt.providers[name], rt.settings.providers[name]
+    return provider.account(Http(provider, settings, rt.settings.http, rt.budget, 0, token, renew, rt.clock))
+
+
+def _redeem(rt: Runtime, name: str, code: str, redirect_uri: str, verifier: str | None) -> Grant:
+    provider, settings = rt.providers[name], rt.settings.providers[name]
+    proof = {} if verifier is None else {"code_verifier": verifier}
     reply = call_token_endpoint(
         provider,
         settings,
@@ -148,7 +169,7 @@ def _redeem(rt: Runtime, name: str, code: str, redirect_uri: str) -> Grant:
         rt.budget,
         rt.clock,
         provider.pools(settings, 0, token=True),
-        {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri},
+        {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri, **proof},
     )
     if reply.status >= 300:
         raise Refused(

@@ -114,7 +114,8 @@ class Http:
         for _ in range(MOST_REDIRECTS + 1):
             reply = self._send(method, url, **content)
             if reply.status not in (301, 302, 303, 307, 308):
-                return accepted(self.provider.title, path, reply)
+                refusal = self.provider.refusal(reply.status, reply.body)
+                return accepted(self.provider.title, path, reply, refusal)
             target = on_same_host(url, reply.headers.get("Location", ""))
             if target is None or method != "GET":
                 raise Unavailable(f"{self.provider.title} redirects {path} to another host: refused")
@@ -260,8 +261,8 @@ def refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not JSON")
 
 
-def accepted(title: str, what: str, reply: Reply) -> Json:
-    """The body of a good answer, or the error that fits the status."""
+def accepted(title: str, what: str, reply: Reply, refusal: str | None = None) -> Json:
+    """The body of a good answer, or the error that fits the status (`refusal`: in the provider's words)."""
     status = reply.status
     if 200 <= status < 300:
         if reply.broken:
@@ -273,7 +274,7 @@ def accepted(title: str, what: str, reply: Reply) -> Json:
         raise BudgetSpent(f"{title} says that its request limit is reached (429)", reply.retry_at)
     if status in (408, 425) or status >= 500:
         raise Unavailable(f"{title}: {what}: the server is in trouble ({status})", reply.retry_at)
-    raise Refused(f"{title}: {what}: refused ({status})")
+    raise Refused(f"{title}: {refusal}" if refusal else f"{title}: {what}: refused ({status})")
 
 
 def date_of(headers: Mapping[str, str]) -> datetime | None:

@@ -109,7 +109,7 @@ def allowance(rt: Runtime, provider: str, now: datetime) -> Allowance:
 
     Nothing when Redis cannot tell.
     """
-    pools = rt.providers[provider].pools(rt.settings.providers[provider], 0)
+    pools = rt.providers[provider].shared_pools(rt.settings.providers[provider])
     try:
         windows = rt.budget.windows(pools)
     except Unavailable:

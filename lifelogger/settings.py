@@ -267,6 +267,7 @@ class ProviderSettings(Section):
     budget: Budgets = ()
     overall_budget: Budgets = ()
     user_budget: Budgets = ()
+    extra_streams: Strings = ()
 
     @model_validator(mode="after")
     def _complete(self) -> ProviderSettings:

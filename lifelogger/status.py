@@ -89,7 +89,7 @@ def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
 
 def budget(rt: Runtime, provider: str) -> list[dict[str, Any]] | None:
     """The windows of a provider's budget, those of the whole application; None: Redis does not answer."""
-    pools = rt.providers[provider].pools(rt.settings.providers[provider], 0)
+    pools = rt.providers[provider].shared_pools(rt.settings.providers[provider])
     try:
         return [of_window(window) for window in rt.budget.windows(pools)]
     except Unavailable:

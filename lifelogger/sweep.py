@@ -70,7 +70,8 @@ class Sweep:
         """Read from the newest down to the look-back's start; further if the last page brings it."""
         joined = self.backlog is not None and self.backlog[1] >= self.fresh_since
         self.since = self.backlog[0] if joined and self.backlog else self.fresh_since
-        window = base.Window(self.since, None, None if joined else self._expect(), self._floor())
+        expect = None if joined else self._expect()
+        window = base.Window(self.since, None, expect, self._floor(), self.began_at)
         self._walk(window, down_to=self.fresh_since)
 
     def read_history(self) -> None:
@@ -79,7 +80,7 @@ class Sweep:
             return
         if self.pages is None:
             self.since = self.backlog[0]
-            window = base.Window(self.backlog[0], self.backlog[1])
+            window = base.Window(self.backlog[0], self.backlog[1], now=self.began_at)
             self._walk(window, most=self.rt.settings.sync.history_pages)
         else:
             self._go_on(None, self.rt.settings.sync.history_pages)

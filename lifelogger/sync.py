@@ -212,6 +212,8 @@ class ConnectionSync:
             states = {state.name: state for state in db.execute(query)}
         sweeps = []
         for stream in self.provider.streams:
+            if not stream.wanted(self.settings):
+                continue
             state = states.get(stream.name)
             missing = bool(stream.scopes) and granted.isdisjoint(stream.scopes)
             reason = f"not granted: {' or '.join(stream.scopes)}" if missing else None

@@ -171,7 +171,7 @@ def sandbox(sandbox_server: Sandbox) -> Iterator[Control]:
 
 
 def pointed_at(sandbox: Control) -> dict[str, Any]:
-    """Settings of a Strava that is the sandbox."""
+    """Settings of providers that are the sandbox."""
     strava = f"{sandbox.url}/strava"
     return {
         "strava": {
@@ -181,7 +181,23 @@ def pointed_at(sandbox: Control) -> dict[str, Any]:
             "authorize_url": f"{strava}/oauth/authorize",
             "token_url": f"{strava}/api/v3/oauth/token",
             "revoke_url": f"{strava}/oauth/revoke",
-        }
+        },
+        "fitbit": {
+            "client_id": "sandbox",
+            "client_secret": "sandbox",
+            "api_url": f"{sandbox.url}/fitbit",
+            "authorize_url": f"{sandbox.url}/fitbit/o/oauth2/v2/auth",
+            "token_url": f"{sandbox.url}/fitbit/token",
+            "revoke_url": f"{sandbox.url}/fitbit/revoke",
+        },
+        "oura": {
+            "client_id": "sandbox",
+            "client_secret": "sandbox",
+            "api_url": f"{sandbox.url}/oura",
+            "authorize_url": f"{sandbox.url}/oura/oauth/authorize",
+            "token_url": f"{sandbox.url}/oura/oauth/token",
+            "revoke_url": f"{sandbox.url}/oura/oauth/revoke",
+        },
     }
 
 

@@ -211,7 +211,7 @@ def test_redis_away(call: Callable[..., Said], settings_for: Callable[..., Setti
     told = call("status")
     assert told.status == 0  # the database knows the rest
     assert "Its budget is unknown: Redis does not answer" in told.out
-    assert call("budget", "--json").json() == {"strava": None}
+    assert call("budget", "--json").json() == {"fitbit": None, "oura": None, "strava": None}
     assert call("doctor").status == 1
 
 

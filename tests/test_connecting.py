@@ -153,7 +153,7 @@ def test_nobody_comes_back(live: Runtime) -> None:
 
 @ONCE
 def test_a_provider_that_is_not_there(live: Runtime) -> None:
-    with pytest.raises(LifeloggerError, match="No provider 'garmin' is enabled: strava"):
+    with pytest.raises(LifeloggerError, match="No provider 'garmin' is enabled: fitbit, oura, strava"):
         connect(live, "zoe", "garmin", pytest.fail)
 
 

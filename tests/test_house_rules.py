@@ -383,6 +383,7 @@ def test_the_settings_are_these() -> None:
         "budget",
         "overall_budget",
         "user_budget",
+        "extra_streams",
     ]
 
 

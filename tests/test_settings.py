@@ -440,7 +440,7 @@ def test_one_that_is_not_enabled_needs_nothing(write: Write) -> None:
     settings = load_settings(write('[providers.strava]\nenabled = false\napi_url = ""\nbudget = []\n'))
 
     assert not settings.providers["strava"].enabled
-    assert settings.simulated == frozenset()
+    assert "strava" not in settings.simulated
 
 
 @pytest.mark.parametrize(
@@ -483,13 +483,17 @@ def test_a_provider_without_an_application_speaks_to_the_sandbox() -> None:
     settings = load_settings({"LIFELOGGER_SANDBOX__HOST": "::1", "LIFELOGGER_SANDBOX__PORT": "4000"})
 
     strava = settings.providers["strava"]
-    assert settings.simulated == {"strava"}
+    assert settings.simulated == {"fitbit", "oura", "strava"}
     assert strava.api_url == "http://[::1]:4000/strava/api/v3"
     assert strava.authorize_url == "http://[::1]:4000/strava/oauth/authorize"
     assert strava.token_url == "http://[::1]:4000/strava/api/v3/oauth/token"
     assert strava.revoke_url == "http://[::1]:4000/strava/oauth/revoke"
     assert strava.client_id
     assert strava.client_secret.get_secret_value()
+    fitbit = settings.providers["fitbit"]  # whose API, sign-in and tokens are three hosts
+    assert fitbit.api_url == "http://[::1]:4000/fitbit"
+    assert fitbit.authorize_url == "http://[::1]:4000/fitbit/o/oauth2/v2/auth"
+    assert fitbit.token_url == "http://[::1]:4000/fitbit/token"
 
 
 @pytest.mark.parametrize(
@@ -504,14 +508,14 @@ def test_a_provider_without_an_application_speaks_to_the_sandbox() -> None:
 def test_one_with_an_application_or_an_address_of_its_own_does_not(name: str, value: str) -> None:
     settings = load_settings({f"LIFELOGGER_PROVIDERS__STRAVA__{name}": value})
 
-    assert settings.simulated == frozenset()
+    assert "strava" not in settings.simulated
     assert str(settings.sandbox.port) not in settings.providers["strava"].authorize_url
 
 
 def test_an_address_in_ones_own_file_is_no_simulation_either(write: Write) -> None:
     settings = load_settings(write('[providers.strava]\napi_url = "https://www.strava.com/api/v3"\n'))
 
-    assert settings.simulated == frozenset()
+    assert "strava" not in settings.simulated
 
 
 # The object -------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_it_has_the_documented_keys_before_anything_happened(rt: Runtime) -> Non
         *[0] * 4,
         None,
     ]
-    assert set(overview["providers"]) == set(rt.enabled()) == {"strava"}
+    assert set(overview["providers"]) == set(rt.enabled()) == {"fitbit", "oura", "strava"}
     strava = overview["providers"]["strava"]
     assert {"connections", "records", "budget", "last_sync", "waiting"} <= set(strava)
     assert (strava["connections"], strava["records"], strava["last_sync"], strava["waiting"]) == (

@@ -40,6 +40,11 @@ class Stream:
     """The shape of its records: a key of docs/records.md, like `activity`."""
     scopes: tuple[str, ...] = ()
     """The stream is on when any one of these was granted; empty: it needs none."""
+    optional: bool = False
+    """Nothing of it is asked for unless the provider's `extra_streams` name it in the settings."""
+
+    def wanted(self, settings: Endpoints) -> bool:
+        return not self.optional or self.name in settings.extra_streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class Window:
     floor: datetime | None = None
     """The oldest record there is, as of a recent reading to the very end: a page that reaches
     it need not be followed by another. None: not known, read until the provider says so."""
+    now: datetime | None = None
+    """When the reading began, for a cloud that wants to be told an end of what it shall list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,25 @@ class Record:
     work_j: float | None = None
     heart_rate_avg_bpm: float | None = None
     heart_rate_max_bpm: float | None = None
+    steps: int | None = None
+    active_energy_j: float | None = None
+    """Energy above what the body spends at rest."""
+    heart_rate_min_bpm: float | None = None
+    heart_rate_resting_bpm: float | None = None
+    hrv_rmssd_ms: float | None = None
+    """Heart rate variability: root mean square of successive differences."""
+    spo2_avg_pct: float | None = None
+    breaths_per_min: float | None = None
+    score_pct: float | None = None
+    """The provider's own score of the day or night, 0 to 100."""
+    is_main_sleep: bool | None = None
+    """False for a nap."""
+    asleep_s: float | None = None
+    awake_s: float | None = None
+    light_sleep_s: float | None = None
+    deep_sleep_s: float | None = None
+    rem_sleep_s: float | None = None
+    weight_kg: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +169,8 @@ class Endpoints(Protocol):
     def overall_budget(self) -> tuple[str, ...]: ...
     @property
     def user_budget(self) -> tuple[str, ...]: ...
+    @property
+    def extra_streams(self) -> tuple[str, ...]: ...
 
 
 class Provider(ABC):
@@ -156,6 +184,8 @@ class Provider(ABC):
     poll_cost: ClassVar[int] = 1
     """Requests that a poll without news costs: what the planner reckons with."""
     scope_separator: ClassVar[str] = " "
+    pkce: ClassVar[bool] = False
+    """Whether its sign-in takes a proof key (RFC 7636), which makes a stolen code worthless."""
 
     @abstractmethod
     def pages(self, http: Http, stream: Stream, window: Window) -> Iterator[Page]:
@@ -177,6 +207,11 @@ class Provider(ABC):
     def pools(self, settings: Endpoints, connection_id: int, *, token: bool = False) -> tuple[Pool, ...]:
         """The pools that one request of this connection spends from (`token`: a token call)."""
 
+    def shared_pools(self, settings: Endpoints) -> tuple[Pool, ...]:
+        """Of those the ones that all connections spend from together: they say how many can be served."""
+        others = self.pools(settings, 1)
+        return tuple(pool for pool in self.pools(settings, 0) if pool in others)
+
     def usage(self, headers: Mapping[str, str]) -> dict[str, Usage]:
         """What a reply's headers say of each pool, by pool name; empty when they say nothing."""
         return {}
@@ -186,16 +221,26 @@ class Provider(ABC):
         seconds = headers.get("Retry-After", "")
         return now + timedelta(seconds=int(seconds)) if seconds.isdecimal() and len(seconds) < 7 else None
 
+    def refusal(self, status: int, reply: Json) -> str | None:
+        """What a refused request's body says to the person, as half a sentence; None: nothing."""
+        return None
+
     # OAuth: the standard (RFC 6749), with the places where clouds differ as methods.
 
-    def authorize_address(self, settings: Endpoints, *, redirect_uri: str, state: str) -> str:
-        """Where the person is sent to grant access."""
+    def authorize_address(
+        self, settings: Endpoints, *, redirect_uri: str, state: str, challenge: str | None = None
+    ) -> str:
+        """Where the person is sent to grant access; `challenge` is the proof key's (S256)."""
+        proof = {} if challenge is None else {"code_challenge": challenge, "code_challenge_method": "S256"}
+        extra = [each for each in self.streams if each.optional and each.wanted(settings)]
+        scopes = dict.fromkeys((*self.scopes, *(scope for each in extra for scope in each.scopes[:1])))
         query = {
             "client_id": settings.client_id,
             "response_type": "code",
             "redirect_uri": redirect_uri,
-            "scope": self.scope_separator.join(self.scopes),
+            "scope": self.scope_separator.join(scopes),
             "state": state,
+            **proof,
             **self.authorize_extras(),
         }
         return f"{settings.authorize_url}?{urlencode(query)}"
@@ -218,6 +263,10 @@ class Provider(ABC):
 
     def grantee(self, reply: Json) -> str | None:
         """The provider's id of the person, when the token reply names it."""
+        return None
+
+    def account(self, http: Http) -> str | None:
+        """The provider's id of the person, asked for when the token reply did not name it."""
         return None
 
     def grant_is_dead(self, status: int, reply: Json) -> bool:

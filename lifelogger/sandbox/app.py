@@ -106,6 +106,7 @@ class App:
             query=parse_qs(query, keep_blank_values=True) if query else {},
             form=dict(parse_qsl(body.decode("latin-1"), keep_blank_values=True)) if body else {},
             now=now,
+            body=body,
             route=route,
             params=params,
         )

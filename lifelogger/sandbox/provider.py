@@ -64,6 +64,7 @@ class Call:
     form: Mapping[str, str]
     now: float
     """When it came, on the sandbox's clock."""
+    body: bytes = b""
     route: Route | None = None
     params: Mapping[str, str] = field(default_factory=dict)
     """What the route's path has in braces."""

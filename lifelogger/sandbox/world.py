@@ -8,13 +8,15 @@ from pathlib import Path
 from lifelogger.sandbox.activities import Activities
 from lifelogger.sandbox.clock import Clock
 from lifelogger.sandbox.faults import Faults
+from lifelogger.sandbox.fitbit import Fitbit
 from lifelogger.sandbox.ledger import Ledger
+from lifelogger.sandbox.oura import Oura
 from lifelogger.sandbox.people import People
 from lifelogger.sandbox.provider import Provider
 from lifelogger.sandbox.state import State, StateError
 from lifelogger.sandbox.strava import Strava
 
-PROVIDERS: tuple[Callable[..., Provider], ...] = (Strava,)
+PROVIDERS: tuple[Callable[..., Provider], ...] = (Strava, Fitbit, Oura)
 
 
 class World:

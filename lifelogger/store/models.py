@@ -201,6 +201,21 @@ class Record(Base):
     work_j: Mapped[float | None]
     heart_rate_avg_bpm: Mapped[float | None]
     heart_rate_max_bpm: Mapped[float | None]
+    steps: Mapped[int | None]
+    active_energy_j: Mapped[float | None]
+    heart_rate_min_bpm: Mapped[float | None]
+    heart_rate_resting_bpm: Mapped[float | None]
+    hrv_rmssd_ms: Mapped[float | None]
+    spo2_avg_pct: Mapped[float | None]
+    breaths_per_min: Mapped[float | None]
+    score_pct: Mapped[float | None]
+    is_main_sleep: Mapped[bool | None]
+    asleep_s: Mapped[float | None]
+    awake_s: Mapped[float | None]
+    light_sleep_s: Mapped[float | None]
+    deep_sleep_s: Mapped[float | None]
+    rem_sleep_s: Mapped[float | None]
+    weight_kg: Mapped[float | None]
     raw: Mapped[Any] = mapped_column(Payload, nullable=True)
     """The provider's item, unchanged in meaning; None once it was deleted there."""
     digest: Mapped[str | None] = mapped_column(String(64))

@@ -20,6 +20,8 @@ def test_health_and_people(control: Control) -> None:
         "name": "Alice Abel",
         "timezone": "Europe/Berlin",
         "strava": {"athlete_id": 41_000_000},
+        "fitbit": {"healthUserId": "1000000000000", "legacyUserId": "B00000"},
+        "oura": alice["oura"],
     }
     assert "sandbox" in requests.get(control.url, timeout=5).text
     assert requests.get(f"{control.url}/elsewhere", timeout=5).status_code == 404

@@ -1,0 +1,724 @@
+"""The simulated Fitbit, which is the Google Health API v4: sources are Google's discovery document and its
+pages on OAuth.
+
+Where they are silent it does what is hardest for a client; such choices are told beside the code.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, ClassVar, NamedTuple
+from urllib.parse import parse_qs, urlsplit
+from zoneinfo import ZoneInfo
+
+from lifelogger.sandbox.activities import Activities, Shown
+from lifelogger.sandbox.clock import Clock
+from lifelogger.sandbox.consent import Consent
+from lifelogger.sandbox.days import Day, Sleep, days, sleeps
+from lifelogger.sandbox.grants import Grant
+from lifelogger.sandbox.ledger import OTHER, PAGE, READ, TOKEN, Ledger
+from lifelogger.sandbox.people import SPORTS, People, Person, Sport
+from lifelogger.sandbox.provider import Call, Mistake, Provider, Reply, json_reply, route, whole
+from lifelogger.sandbox.state import State
+
+PREFIX = "https://www.googleapis.com/auth/googlehealth."
+ACTIVITY, METRICS, SLEEP = (
+    f"{PREFIX}{word}.readonly"
+    for word in ("activity_and_fitness", "health_metrics_and_measurements", "sleep")
+)
+SCOPES = (ACTIVITY, METRICS, SLEEP, f"{PREFIX}profile.readonly")
+USUAL_SCOPES = (ACTIVITY, METRICS, SLEEP)
+ORDERS = ("descending", "ascending")
+DAY = timedelta(days=1)
+DAY_SECONDS = 86_400
+
+LIST_PARAMETERS = ("dataSourceFamily", "filter", "pageSize", "pageToken")
+ROLLUP_FIELDS = ("dataSourceFamily", "pageSize", "pageToken", "range", "windowSizeDays")
+"""What the specification knows; anything else is refused."""
+
+TYPES = {
+    "Run": "RUNNING",
+    "Ride": "BIKING",
+    "Walk": "WALKING",
+    "VirtualRide": "STATIONARY_BIKE",
+    "WeightTraining": "WEIGHTS",
+    "Swim": "SWIMMING_POOL",
+    "Hike": "HIKING",
+    "TrailRun": "TRAIL_RUN",
+    "GravelRide": "BIKING",
+    "MountainBikeRide": "MOUNTAIN_BIKE",
+    "Yoga": "YOGA",
+    "Workout": "WORKOUT",
+    "Rowing": "ROWING_MACHINE",
+    "NordicSki": "CROSS_COUNTRY_SKI",
+}
+
+
+class Listed(NamedTuple):
+    """A data type that can be listed and reconciled."""
+
+    scope: str
+    members: tuple[str, ...]
+    """What can be filtered by, and is not an instant unless it says so."""
+    largest: int = 10_000
+    usual: int = 1440
+
+
+class Summed(NamedTuple):
+    """A data type that can be rolled up by day."""
+
+    scope: str
+    value: Callable[[Day], dict[str, Any]]
+    most: int = 90
+    """Days of one request, and of one page."""
+
+
+LISTED = {
+    "exercise": Listed(ACTIVITY, ("interval.civil_start_time",), 25, 25),
+    "sleep": Listed(SLEEP, ("interval.end_time", "interval.civil_end_time"), 25, 25),
+    "daily-resting-heart-rate": Listed(METRICS, ("date",)),
+    "daily-heart-rate-variability": Listed(METRICS, ("date",)),
+    "daily-oxygen-saturation": Listed(METRICS, ("date",)),
+    "weight": Listed(METRICS, ("sample_time.physical_time", "sample_time.civil_time")),
+}
+SUMMED = {
+    "steps": Summed(ACTIVITY, lambda day: {"countSum": str(day.steps)}),
+    "distance": Summed(ACTIVITY, lambda day: {"millimetersSum": str(round(day.metres * 1000))}),
+    "total-calories": Summed(ACTIVITY, lambda day: {"kcalSum": day.calories}, 14),
+    "heart-rate": Summed(
+        METRICS,
+        lambda day: {
+            "beatsPerMinuteAvg": day.pulse,
+            "beatsPerMinuteMax": day.highest_pulse,
+            "beatsPerMinuteMin": day.lowest_pulse,
+        },
+        14,
+    ),
+}
+
+
+class Invalid(Exception):
+    """A request that the specification does not allow; the message says why."""
+
+
+class Point(NamedTuple):
+    """A data point, and where filters find it."""
+
+    item: Any
+    found: Mapping[str, str]
+    """By member: instants as RFC 3339 in UTC, civil times and dates as ISO 8601; they sort as text."""
+    order: float
+
+
+class Fitbit(Provider):
+    """People's exercises and nights, and what is known of each of their days."""
+
+    name = "fitbit"
+    title = "Fitbit"
+    base = "/v4/users/me"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "access_token_seconds": 3600,
+        "order": "descending",
+        "not_linked": [],
+    }
+    pools: ClassVar[Mapping[str, tuple[int, ...]]] = {"user": (60,), "project": (60, DAY_SECONDS)}
+
+    def __init__(
+        self, state: State, clock: Clock, people: People, activities: Activities, ledger: Ledger
+    ) -> None:
+        super().__init__(state, clock, people, activities, ledger)
+        self.consent = Consent(self.grants, people, self.title, SCOPES, " ")
+        points = "/dataTypes/{type}/dataPoints"
+        self.routes = (
+            route(READ, "GET /identity", self._identity, self.base),
+            route(READ, f"GET {points}", self._list, self.base),
+            route(READ, f"GET {points}:reconcile", self._list, self.base),
+            route(READ, f"POST {points}:dailyRollUp", self._roll_up, self.base),
+            route(TOKEN, "POST /token", self._token),
+            route(TOKEN, "POST /revoke", self._revoke),
+            route(PAGE, "GET /o/oauth2/v2/auth", self._authorize),
+        )
+
+    def first_limits(self) -> dict[str, list[int]]:
+        return {"user": [300], "project": [120_000, 86_400_000]}
+
+    def check_setting(self, name: str, value: object) -> None:
+        if name == "access_token_seconds" and whole(value):
+            return
+        if name == "order" and value in ORDERS:
+            return
+        if name == "not_linked" and isinstance(value, list) and all(isinstance(each, str) for each in value):
+            return
+        if name in self.defaults:
+            raise Mistake(f"{name}: {value!r} is no value of it; `order` is one of {', '.join(ORDERS)}")
+        raise Mistake(f"no setting {name!r}: one of {', '.join(self.defaults)}")
+
+    # Who asks, and what it costs
+
+    def identify(self, call: Call) -> None:
+        kind = self.kind(call)
+        if kind == PAGE:
+            call.client = call.asked("client_id") or ""
+            call.entry.person = call.asked("person")
+        elif kind == TOKEN:
+            refresh, either = call.form.get("refresh_token", ""), call.form.get("token", "")
+            call.token = self.grants.find(refresh or either, "refresh") or self.grants.find(either, "access")
+            call.client = call.form.get("client_id") or (call.token.grant.client if call.token else "")
+        else:
+            call.token = self.grants.find(bearer(call), "access")
+            call.client = call.token.grant.client if call.token else self.grants.newest_client()
+        if call.token:
+            call.entry.person = call.token.grant.person
+        call.entry.client = call.client or None
+
+    def count(self, call: Call) -> None:
+        """OAuth is another service: only the API's own requests are counted."""
+        if self.kind(call) not in (READ, OTHER):
+            return
+        call.pools = ("user", "project")
+        over_user = self.spend(f"{call.client}/{call.entry.person}", ("user",), call.now)
+        over_project = self.spend(call.client, ("project",), call.now)
+        call.refused = over_user or over_project
+
+    def headers(self, call: Call) -> dict[str, str]:
+        """Google tells nothing of what is used."""
+        return {}
+
+    def usage_note(self, call: Call) -> str:
+        if not call.pools:
+            return ""
+        used = self.usage(f"{call.client}/{call.entry.person}", "user", self.clock.now())
+        return f"user {used[0]} project {self.usage(call.client, 'project', self.clock.now())[0]}"
+
+    # What is answered
+
+    def answer(self, call: Call) -> Reply:
+        if call.refused:
+            return fault(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", "RATE_LIMIT_EXCEEDED")
+        if call.route is None:
+            call.entry.note = "no such route"
+            return fault(404, "NOT_FOUND", "Method not found.")
+        if call.route.kind == READ:
+            token = call.token
+            if token is None:
+                call.entry.note = "unknown access token"
+            expired = token and token.expires_at is not None and token.expires_at <= self.clock.now()
+            if token is None or token.grant.revoked or expired:
+                return fault(401, "UNAUTHENTICATED", "Request had invalid authentication credentials.")
+            if token.grant.person in self.settings["not_linked"]:
+                return fault(
+                    400, "FAILED_PRECONDITION", "The account has no Fitbit profile.", "ACCOUNT_NOT_LINKED"
+                )
+        try:
+            return call.route.answer(call)
+        except Invalid as error:
+            call.entry.note = f"not in the specification: {error}"
+            return fault(400, "INVALID_ARGUMENT", str(error))
+
+    def failure(self, status: int) -> Reply:
+        return fault(status, STATUSES.get(status, "UNKNOWN"), f"Error {status}.")
+
+    def _identity(self, call: Call) -> Reply:
+        check_parameters(call, ())
+        _, person = self._owner(call)
+        return json_reply(200, {"name": "users/me/identity", **self.account(person)})
+
+    def _list(self, call: Call) -> Reply:
+        """`list` and `reconcile`. The order of the latter is not documented: the setting turns it."""
+        check_parameters(call, LIST_PARAMETERS)
+        grant, person = self._owner(call)
+        name = call.params["type"]
+        if name not in LISTED:
+            raise Invalid(f"the data type {name} is not simulated as a list")
+        about = LISTED[name]
+        if about.scope not in grant.scopes:
+            return missing(call, about.scope)
+        wanted = call.asked("filter")
+        if not wanted:
+            call.entry.note = "no filter: walks the whole history"
+        bounds = parsed(wanted or "", name, about.members)
+        size = min(page_size(call.asked("pageSize")) or about.usual, about.largest)
+        near = self.points(person, name, *reach(bounds))
+        points = [point for point in near if all(bound.takes(point) for bound in bounds)]
+        points.sort(key=lambda point: point.order, reverse=self.settings["order"] == "descending")
+        return paged(
+            [point.item for point in points],
+            "dataPoints",
+            size,
+            call.asked("pageToken"),
+            f"{name} {wanted} {person.user_id}",
+            call.endless,
+        )
+
+    def _roll_up(self, call: Call) -> Reply:
+        check_parameters(call, ())
+        grant, person = self._owner(call)
+        name = call.params["type"]
+        if name not in SUMMED:
+            raise Invalid(f"the data type {name} is not simulated as a roll-up")
+        about = SUMMED[name]
+        if about.scope not in grant.scopes:
+            return missing(call, about.scope)
+        try:
+            body = json.loads(call.body)
+        except ValueError:
+            raise Invalid("the body is not JSON") from None
+        only(body, ROLLUP_FIELDS, "the body")
+        first, end = civil_range(body.get("range"), about.most)
+        if body.get("windowSizeDays", 1) != 1:
+            raise Invalid("windowSizeDays: only 1 is simulated")
+        size = min(page_size(body.get("pageSize")) or about.most, about.most)
+        items = list(self._rolled_up(person, name, first, end))
+        return paged(
+            items,
+            "rollupDataPoints",
+            size,
+            body.get("pageToken"),
+            f"{name} {first} {end} {person.user_id}",
+            call.endless,
+        )
+
+    def _owner(self, call: Call) -> tuple[Grant, Person]:
+        assert call.token is not None
+        return call.token.grant, self.people.by_id[call.token.grant.person]
+
+    # Data points
+
+    def points(self, person: Person, name: str, first: date, last: date) -> Iterator[Point]:
+        """All points of a data type that there are by now, of some days; others may be among them."""
+        now, zone, seed = self.clock.now(), ZoneInfo(person.timezone), self.people.seed
+        if name == "exercise":
+            after, before = (midnight(day, zone) for day in (first, last))
+            for shown in self.activities.view(self.name, person, now).between(after, before):
+                yield Point(self.item(shown), civil_start(shown, zone), shown.start)
+        elif name == "sleep":
+            for slept in sleeps(seed, person, first, last, now):
+                end = datetime.fromtimestamp(slept.end, zone)
+                found = {"interval.end_time": utc(slept.end), "interval.civil_end_time": civil(end)}
+                yield Point(self._sleep(person, slept, zone), found, slept.start)
+        elif name == "weight":
+            for day in days(seed, person, first, last, now):
+                if day.weight is not None:
+                    at = datetime.fromtimestamp(day.weighed, zone)
+                    found = {
+                        "sample_time.physical_time": utc(day.weighed),
+                        "sample_time.civil_time": civil(at),
+                    }
+                    yield Point(weight(day, at), found, day.weighed)
+        else:
+            for day in days(seed, person, first, last, now):
+                yield Point(derived(name, day), {"date": day.date.isoformat()}, day.date.toordinal())
+
+    def _rolled_up(self, person: Person, name: str, first: date, end: date) -> Iterator[Any]:
+        """A point for each day that has begun; one about which nothing is known has no value."""
+        now, zone = self.clock.now(), ZoneInfo(person.timezone)
+        known = {day.date: day for day in days(self.people.seed, person, first, end - DAY, now)}
+        today = datetime.fromtimestamp(now, zone).date()
+        while first < end and first <= today:
+            item: dict[str, Any] = {
+                "civilStartTime": {"date": parts(first)},
+                "civilEndTime": {"date": parts(first + DAY)},
+            }
+            if first in known:
+                item[camel(name)] = SUMMED[name].value(known[first])
+            yield item
+            first += DAY
+
+    def item(self, shown: Shown) -> Any:
+        """An exercise with what was edited in it: fields are those of an `Exercise`."""
+        _, activity, change = shown
+        if change.raw is not None:
+            return json.loads(change.raw)
+        person = self.people.all[activity.owner]
+        start = activity.start if change.start is None else change.start
+        measured, zone = self.people.measures(activity), ZoneInfo(person.timezone)
+        sport = SPORTS.get(activity.sport, Sport(0, 40, 0))
+        summary: dict[str, Any] = {"caloriesKcal": measured.calories}
+        if measured.distance:
+            summary["distanceMillimeters"] = round(measured.distance * 1000, 1)
+            summary["elevationGainMillimeters"] = round(measured.climb * 1000, 1)
+        if measured.pulse is not None:
+            summary["averageHeartRateBeatsPerMinute"] = str(round(measured.pulse))
+        if sport.speed and not sport.pedals:
+            summary["steps"] = str(int(measured.distance / 0.8))
+        exercise = {
+            "interval": interval(start, start + activity.elapsed, zone),
+            "exerciseType": TYPES.get(activity.sport, "OTHER"),
+            "displayName": TYPES.get(activity.sport, "OTHER").replace("_", " ").title(),
+            "metricsSummary": summary,
+            "activeDuration": f"{measured.moving}s",
+            "createTime": utc(activity.uploaded),
+            "updateTime": utc(activity.uploaded),
+            **change.fields,
+        }
+        for name in change.removed:
+            exercise.pop(name, None)
+        return {
+            "dataPointName": f"users/{health_id(person)}/dataTypes/exercise/dataPoints/{activity.key:x}",
+            "exercise": exercise,
+        }
+
+    def _sleep(self, person: Person, slept: Sleep, zone: ZoneInfo) -> Any:
+        """A classic sleep has no kinds of sleep. What is false is left out, as in all of Google's JSON."""
+        kinds = [(stage.kind.upper(), stage.start, stage.end) for stage in slept.stages]
+        if slept.nap:
+            kinds = [("ASLEEP", slept.start, slept.end)]
+        totals: dict[str, list[int]] = {}
+        for kind, start, end in kinds:
+            totals.setdefault(kind, []).append(end - start)
+        awake = slept.seconds("awake")
+        return {
+            "dataPointName": f"users/{health_id(person)}/dataTypes/sleep/dataPoints/"
+            f"{person.index:x}-{slept.start:x}",
+            "sleep": {
+                "interval": interval(slept.start, slept.end, zone),
+                "type": "CLASSIC" if slept.nap else "STAGES",
+                "stages": [{"type": kind, **span(start, end, zone)} for kind, start, end in kinds],
+                "metadata": {
+                    "processed": True,
+                    **({"nap": True} if slept.nap else {"mainSleep": True, "stagesStatus": "SUCCEEDED"}),
+                },
+                "summary": {
+                    "minutesInSleepPeriod": minutes(slept.end - slept.start),
+                    "minutesAsleep": minutes(slept.end - slept.start - awake),
+                    "minutesAwake": minutes(awake),
+                    "stagesSummary": [
+                        {"type": kind, "minutes": minutes(sum(found)), "count": str(len(found))}
+                        for kind, found in totals.items()
+                    ],
+                },
+                "createTime": utc(slept.end + 600),
+                "updateTime": utc(slept.end + 600),
+            },
+        }
+
+    def start_in(self, fields: Mapping[str, Any]) -> int | None:
+        try:
+            return int(datetime.fromisoformat(fields["interval"]["startTime"]).timestamp())
+        except (KeyError, TypeError, ValueError):
+            return None  # a start that is none, on purpose: the order stays
+
+    def account(self, person: Person) -> dict[str, Any]:
+        return {"healthUserId": health_id(person), "legacyUserId": f"B{person.index:05X}"}
+
+    # Authorisation
+
+    def connect(self, person: Person, client: str, scopes: Sequence[str] | None) -> dict[str, Any]:
+        asked = tuple(scopes) if scopes is not None else USUAL_SCOPES
+        for scope in asked:
+            if scope not in SCOPES:
+                raise Mistake(f"no scope {scope!r}: one of {', '.join(SCOPES)}")
+        now = self.clock.now()
+        grant = self.grants.open(client, person.user_id, asked, now)
+        access, seconds = self._issue_access(grant, now)
+        return {
+            "access_token": access,
+            "refresh_token": self.grants.issue(grant, "refresh"),
+            "expires_at": int(now) + seconds,
+            "scopes": list(asked),
+            "provider_user_id": health_id(person),
+        }
+
+    def _authorize(self, call: Call) -> Reply:
+        try:
+            method, challenge = call.asked("code_challenge_method"), call.asked("code_challenge")
+            if challenge is not None and method != "S256":
+                raise Mistake("code_challenge_method")
+            reply = self.consent.answer(call)
+            code = parse_qs(urlsplit(reply.headers.get("Location", "")).query).get("code")
+            if code and challenge:
+                self.state.db.execute("INSERT INTO meta VALUES (?, ?)", (f"challenge {code[0]}", challenge))
+            return reply
+        except Mistake as error:
+            call.entry.note = f"{error}: missing or not one that can be"
+            return fault(400, "INVALID_ARGUMENT", f"Invalid parameter: {error}")
+
+    def _token(self, call: Call) -> Reply:
+        """A refresh reply has no refresh token: the old one goes on. Errors are OAuth's, not the API's."""
+        client, secret = call.form.get("client_id", ""), call.form.get("client_secret", "")
+        now, grant_type = self.clock.now(), call.form.get("grant_type")
+        if not self.knows_client(client, secret):
+            call.entry.note = "wrong client id or secret"
+            return json_reply(401, {"error": "invalid_client", "error_description": "Unauthorized"})
+        if grant_type == "authorization_code":
+            word = call.form.get("code", "")
+            code = self.grants.redeem(word, client, now) if self._proved(call, word) else None
+            if code is not None:
+                call.entry.person = code.person
+                grant = self.grants.open(client, code.person, code.scopes, now)
+                return self._granted(grant, now, refresh_token=self.grants.issue(grant, "refresh"))
+            call.entry.note = "unknown, used, old or unproved code"
+            return json_reply(400, {"error": "invalid_grant", "error_description": "Bad Request"})
+        if grant_type != "refresh_token":
+            call.entry.note = "unknown grant_type"
+            return json_reply(400, {"error": "unsupported_grant_type", "error_description": "Bad Request"})
+        token = call.token if call.form.get("refresh_token") else None
+        if token is None or token.grant.client != client:
+            call.entry.note = "unknown refresh token"
+        elif not token.grant.revoked:
+            return self._granted(token.grant, now)
+        return json_reply(
+            400,
+            {"error": "invalid_grant", "error_description": "Token has been expired or revoked."},
+        )
+
+    def _proved(self, call: Call, code: str) -> bool:
+        """Whether the proof key of a sign-in that had one is shown (RFC 7636)."""
+        sql = "SELECT value FROM meta WHERE key = ?"
+        row = self.state.db.execute(sql, (f"challenge {code}",)).fetchone()
+        digest = hashlib.sha256(call.form.get("code_verifier", "").encode()).digest()
+        return row is None or row[0] == base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+    def _granted(self, grant: Grant, now: float, **more: str) -> Reply:
+        access, seconds = self._issue_access(grant, now)
+        words = {"scope": " ".join(grant.scopes), "token_type": "Bearer", **more}
+        return json_reply(200, {"access_token": access, "expires_in": seconds, **words})
+
+    def _issue_access(self, grant: Grant, now: float) -> tuple[str, int]:
+        seconds = int(self.settings["access_token_seconds"])
+        return self.grants.issue(grant, "access", int(now) + seconds), seconds
+
+    def _revoke(self, call: Call) -> Reply:
+        if call.token is None:
+            call.entry.note = "unknown token"
+            return json_reply(
+                400, {"error": "invalid_token", "error_description": "Token expired or revoked"}
+            )
+        self.grants.revoke(call.token.grant.person, self.clock.now(), call.token.grant.client)
+        return json_reply(200, {})
+
+
+# Errors and parameters
+
+STATUSES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+}
+
+
+def fault(status: int, word: str, message: str, reason: str | None = None) -> Reply:
+    """An error in Google's shape (google.rpc.Status)."""
+    error: dict[str, Any] = {"code": status, "message": message, "status": word}
+    if reason:
+        kind = "type.googleapis.com/google.rpc.ErrorInfo"
+        error["details"] = [{"@type": kind, "reason": reason, "domain": "health.googleapis.com"}]
+    return json_reply(status, {"error": error})
+
+
+def missing(call: Call, scope: str) -> Reply:
+    call.entry.note = f"scope {scope} is missing"
+    message = "Request had insufficient authentication scopes."
+    return fault(403, "PERMISSION_DENIED", message, "ACCESS_TOKEN_SCOPE_INSUFFICIENT")
+
+
+def bearer(call: Call) -> str:
+    scheme, _, token = call.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def check_parameters(call: Call, names: Sequence[str]) -> None:
+    for name, values in call.query.items():
+        if name not in names or len(values) != 1:
+            raise Invalid(f"the parameter {name}")
+
+
+def only(value: object, names: Sequence[str], what: str) -> None:
+    if not isinstance(value, dict) or any(name not in names for name in value):
+        raise Invalid(f"{what}: an object with some of {', '.join(names)} is expected")
+
+
+def page_size(value: object) -> int:
+    """A page size: larger ones than allowed are cut down, 0 is the usual one."""
+    text = str(value if value is not None else 0)
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise Invalid(f"pageSize: {value!r}")
+    return int(text)
+
+
+CIVIL = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\d)?")
+
+
+class Bound(NamedTuple):
+    """One comparison of a filter."""
+
+    member: str
+    sign: str
+    """`>=` or `<`."""
+    value: str
+
+    def takes(self, point: Point) -> bool:
+        return (point.found[self.member] < self.value) == (self.sign == "<")
+
+
+def parsed(text: str, name: str, members: Sequence[str]) -> list[Bound]:
+    """A filter: comparisons `>=` and `<`, joined by `AND` (AIP-160, as documented)."""
+    bounds = []
+    for one in re.split(r"\s+AND\s+", text) if text else []:
+        match = re.fullmatch(r'([a-z_]+)\.([a-z_.]+)\s*(>=|<)\s*"([^"]*)"', one.strip())
+        if not match or match[1] != name.replace("-", "_") or match[2] not in members:
+            raise Invalid(f"filter: {one!r} is none of {', '.join(members)} with >= or <")
+        bounds.append(Bound(match[2], match[3], literal(match[2], match[4])))
+    return bounds
+
+
+def reach(bounds: Sequence[Bound]) -> tuple[date, date]:
+    """Days that have all that a filter takes, whatever the zone: no life is looked at from its start."""
+    least = [bound.value[:10] for bound in bounds if bound.sign == ">="]
+    most = [bound.value[:10] for bound in bounds if bound.sign == "<"]
+    first = date.fromisoformat(max(least, default="1980-01-01"))
+    last = date.fromisoformat(min(most, default="2999-01-01"))
+    return max(first, date(1980, 1, 1)) - 3 * DAY, min(last, date(2999, 1, 1)) + 3 * DAY
+
+
+def literal(member: str, text: str) -> str:
+    """The other side of a comparison, so written that it compares as text."""
+    try:
+        if member == "date":
+            return date.fromisoformat(text).isoformat()
+        if "civil" in member:
+            if not CIVIL.fullmatch(text):
+                raise ValueError
+            return civil(datetime.fromisoformat(text))
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            raise ValueError
+        return utc(moment.timestamp())
+    except ValueError:
+        raise Invalid(f"filter: {text!r} is no value of {member}") from None
+
+
+def civil_range(value: object, most: int) -> tuple[date, date]:
+    """The first day of a range, and the one after its last."""
+    only(value, ("start", "end"), "range")
+    assert isinstance(value, dict)
+    found = []
+    for name in ("start", "end"):
+        only(value.get(name), ("date", "time"), f"range.{name}")
+        only(value[name].get("date"), ("year", "month", "day"), f"range.{name}.date")
+        if any(value[name].get("time", {}).values()):
+            raise Invalid(f"range.{name}: not aligned with the window")
+        try:
+            found.append(date(**value[name]["date"]))
+        except (TypeError, ValueError):
+            raise Invalid(f"range.{name}: not a date") from None
+    first, end = found
+    if not 0 < (end - first).days <= most:
+        raise Invalid(f"range: {(end - first).days} days are not between 1 and {most}")
+    return first, end
+
+
+def paged(
+    items: Sequence[Any], name: str, size: int, token: object, asked: str, endless: bool = False
+) -> Reply:
+    """One page. Its token works for the same request only; an empty list is left out, as Google does."""
+    mark, start = hashlib.sha256(asked.encode()).hexdigest()[:16], 0
+    if token:
+        match = re.fullmatch(r"([0-9a-f]{16})\.([0-9]{1,9})", str(token))
+        if not match or match[1] != mark:
+            raise Invalid("pageToken: not of this request")
+        start = 0 if endless else int(match[2])
+    page = list(items[start : start + size])
+    reply: dict[str, Any] = {name: page} if page else {}
+    if start + size < len(items) or endless:
+        reply["nextPageToken"] = f"{mark}.{start + size}"
+    return json_reply(200, reply)
+
+
+# How Google writes people, times and days
+
+
+def health_id(person: Person) -> str:
+    return str(1_000_000_000_000 + person.index * 7919)
+
+
+def camel(name: str) -> str:
+    first, *rest = name.split("-")
+    return first + "".join(word.title() for word in rest)
+
+
+def interval(start: int, end: int, zone: ZoneInfo) -> dict[str, Any]:
+    """A `SessionTimeInterval`."""
+    return {
+        **span(start, end, zone),
+        "civilStartTime": civil_time(datetime.fromtimestamp(start, zone)),
+        "civilEndTime": civil_time(datetime.fromtimestamp(end, zone)),
+    }
+
+
+def span(start: int, end: int, zone: ZoneInfo) -> dict[str, str]:
+    return {
+        "startTime": utc(start),
+        "startUtcOffset": offset(datetime.fromtimestamp(start, zone)),
+        "endTime": utc(end),
+        "endUtcOffset": offset(datetime.fromtimestamp(end, zone)),
+    }
+
+
+def civil_start(shown: Shown, zone: ZoneInfo) -> dict[str, str]:
+    return {"interval.civil_start_time": civil(datetime.fromtimestamp(shown.start, zone))}
+
+
+def weight(day: Day, at: datetime) -> dict[str, Any]:
+    """A `Weight`; most types have no names, and neither has this one."""
+    sample = {
+        "physicalTime": utc(day.weighed),
+        "utcOffset": offset(at),
+        "civilTime": civil_time(at),
+    }
+    return {"weight": {"sampleTime": sample, "weightGrams": round((day.weight or 0) * 1000)}}
+
+
+def derived(name: str, day: Day) -> dict[str, Any]:
+    """What Google derives once a day."""
+    values: Mapping[str, dict[str, Any]] = {
+        "daily-resting-heart-rate": {"beatsPerMinute": str(day.resting_pulse)},
+        "daily-heart-rate-variability": {"averageHeartRateVariabilityMilliseconds": day.variability},
+        "daily-oxygen-saturation": {
+            "averagePercentage": day.oxygen,
+            "lowerBoundPercentage": round(day.oxygen - 1.5, 1),
+            "upperBoundPercentage": min(100.0, round(day.oxygen + 1.5, 1)),
+        },
+    }
+    return {camel(name): {"date": parts(day.date), **values[name]}}
+
+
+def parts(day: date) -> dict[str, int]:
+    return {"year": day.year, "month": day.month, "day": day.day}
+
+
+def civil_time(moment: datetime) -> dict[str, Any]:
+    """A `CivilDateTime`; what is zero is left out."""
+    time = {"hours": moment.hour, "minutes": moment.minute, "seconds": moment.second}
+    return {"date": parts(moment.date()), "time": {name: value for name, value in time.items() if value}}
+
+
+def offset(moment: datetime) -> str:
+    shift = moment.utcoffset()
+    assert shift is not None
+    return f"{int(shift.total_seconds())}s"
+
+
+def midnight(day: date, zone: ZoneInfo) -> float:
+    return datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()
+
+
+def utc(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def civil(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def minutes(seconds: int) -> str:
+    return str(seconds // 60)

@@ -1,0 +1,692 @@
+"""The simulated Oura, API v2: sources are Oura's own OpenAPI document and its developer pages.
+
+Where they are silent it does what loses no data; such choices are told beside the code.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from random import Random
+from typing import Any, ClassVar, NamedTuple
+from uuid import NAMESPACE_URL, UUID, uuid5
+from zoneinfo import ZoneInfo
+
+from lifelogger.sandbox.activities import Activities, Shown
+from lifelogger.sandbox.clock import Clock
+from lifelogger.sandbox.consent import Consent
+from lifelogger.sandbox.days import Day, Sleep, days, local, sleeps
+from lifelogger.sandbox.grants import Grant
+from lifelogger.sandbox.ledger import PAGE, READ, TOKEN, USED_TWICE, Ledger
+from lifelogger.sandbox.people import SPORTS, Activity, People, Person, Sport
+from lifelogger.sandbox.provider import Call, Mistake, Provider, Reply, json_reply, route, whole
+from lifelogger.sandbox.state import State
+
+WINDOW = 300
+SCOPES = ("email", "personal", "daily", "heartrate", "workout", "tag", "session", "spo2Daily")
+USUAL_SCOPES = ("daily", "workout", "session", "spo2Daily")
+BY_DAY = ("start_date", "end_date", "next_token", "fields")
+REVISED_AFTER = 6 * 3600
+"""A night is analysed again, when the person opens the app, so long after it ended."""
+SERIES_PAGE = 2500
+ONE = timedelta(days=1)
+HOUR = 3600
+DAY_SECONDS = 86_400
+
+WORDS = {
+    "Run": "running",
+    "Ride": "cycling",
+    "Walk": "walking",
+    "VirtualRide": "indoor_cycling",
+    "WeightTraining": "strength_training",
+    "Swim": "swimming",
+    "Hike": "hiking",
+    "TrailRun": "trail_running",
+    "GravelRide": "cycling",
+    "MountainBikeRide": "mountain_biking",
+    "Yoga": "yoga",
+    "Workout": "workout",
+    "Rowing": "rowing",
+    "NordicSki": "cross_country_skiing",
+}
+PHASES = {"deep": "1", "light": "2", "rem": "3", "awake": "4"}
+
+Document = dict[str, Any]
+
+
+class Refusal(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, note: str, parameter: str | None = None) -> None:
+        super().__init__(note)
+        self.status, self.note, self.parameter = status, note, parameter
+
+
+class Collection(NamedTuple):
+    """Documents of one kind, and the scope that shows them."""
+
+    name: str
+    scope: str
+    documents: Callable[[Person, date, date, float], Iterator[Document]]
+    """Those of a span of days, both ends included, as they are at a moment."""
+
+
+class Oura(Provider):
+    """People's days, nights, workouts and sessions, a collection of documents for each kind."""
+
+    name = "oura"
+    title = "Oura"
+    base = "/v2/usercollection"
+    defaults: ClassVar[Mapping[str, Any]] = {"page_size": 50, "lapsed": [], "access_token_seconds": 86_400}
+    pools: ClassVar[Mapping[str, tuple[int, ...]]] = {"requests": (WINDOW,)}
+
+    def __init__(
+        self, state: State, clock: Clock, people: People, activities: Activities, ledger: Ledger
+    ) -> None:
+        super().__init__(state, clock, people, activities, ledger)
+        self.consent = Consent(self.grants, people, self.title, SCOPES, " ")
+        self.collections = {
+            one.name: one
+            for one in (
+                Collection("daily_activity", "daily", self._activity_days),
+                Collection("daily_readiness", "daily", self._readiness),
+                Collection("daily_sleep", "daily", self._sleep_days),
+                Collection("daily_spo2", "spo2Daily", self._saturation),
+                Collection("sleep", "daily", self._sleeps),
+                Collection("workout", "workout", self._workouts),
+                Collection("session", "session", self._sessions),
+            )
+        }
+        self.routes = (
+            *(route(READ, f"GET /{name}", self._list, self.base) for name in self.collections),
+            *(route(READ, f"GET /{name}/{{document}}", self._one, self.base) for name in self.collections),
+            route(READ, "GET /heartrate", self._heart_rate, self.base),
+            route(READ, "GET /personal_info", self._personal_info, self.base),
+            route(TOKEN, "POST /oauth/token", self._token),
+            route(TOKEN, "POST /oauth/revoke", self._revoke),
+            route(PAGE, "GET /oauth/authorize", self._authorize),
+        )
+
+    def first_limits(self) -> dict[str, list[int]]:
+        return {"requests": [5000]}
+
+    def check_setting(self, name: str, value: object) -> None:
+        if name in ("page_size", "access_token_seconds") and whole(value) and value > 0:
+            return
+        if name == "lapsed" and isinstance(value, list) and all(word in self.people.by_id for word in value):
+            return
+        if name in self.defaults:
+            raise Mistake(f"{name}: {value!r} is no value of it; `lapsed` is a list of people")
+        raise Mistake(f"no setting {name!r}: one of {', '.join(self.defaults)}")
+
+    # Who asks, and what it costs
+
+    def identify(self, call: Call) -> None:
+        kind = self.kind(call)
+        if kind == PAGE:
+            call.client = call.asked("client_id") or ""
+            call.entry.person = call.asked("person")
+        elif kind == TOKEN:
+            call.client = call.form.get("client_id", "")
+            call.token = self.grants.find(call.form.get("refresh_token", ""), "refresh")
+            call.token = call.token or self.grants.find(call.asked("access_token") or "", "access")
+        else:
+            call.token = self.grants.find(bearer(call), "access")
+        if call.token:
+            call.entry.person = call.token.grant.person
+        if kind != PAGE and not call.client:
+            call.client = call.token.grant.client if call.token else self.grants.newest_client()
+        call.entry.client = call.client or None
+
+    def count(self, call: Call) -> None:
+        if self.kind(call) != PAGE:
+            call.pools = self.counted("requests")
+            call.refused = self.spend(call.client, call.pools, call.now)
+
+    def headers(self, call: Call) -> dict[str, str]:
+        """Nothing of limits, until one was reached."""
+        return self._limit_headers(call.now) if call.refused else {}
+
+    def _limit_headers(self, now: float) -> dict[str, str]:
+        reset = (int(now) // WINDOW + 1) * WINDOW
+        return {
+            "Retry-After": str(reset - int(now)),
+            "X-RateLimit-Limit": str(self.limits["requests"][0]),
+            "X-RateLimit-Window": str(WINDOW),
+            "X-RateLimit-Reset": str(reset),
+            "X-RateLimit-Tier": "application",
+        }
+
+    def usage_note(self, call: Call) -> str:
+        now = self.clock.now()
+        return " ".join(f"{pool} {self.usage(call.client, pool, now)[0]}" for pool in call.pools)
+
+    # What is answered
+
+    def answer(self, call: Call) -> Reply:
+        if call.refused:
+            return problem(429, "Request Rate Limit Exceeded")
+        if call.route is None:
+            call.entry.note = "no such route"
+            return problem(404, "Not Found")
+        try:
+            if call.route.kind == READ:
+                self._check_token(call)
+            return call.route.answer(call)
+        except Refusal as refusal:
+            call.entry.note = refusal.note
+            return problem(refusal.status, refusal.note, refusal.parameter)
+
+    def failure(self, status: int) -> Reply:
+        reply = problem(status, f"Error {status}")
+        if status == 429:
+            reply.headers.update(self._limit_headers(self.clock.now()))
+        return reply
+
+    def _check_token(self, call: Call) -> None:
+        token = call.token
+        if token is None:
+            raise Refusal(401, "unknown access token" if bearer(call) else "no access token")
+        expired = token.expires_at is not None and token.expires_at <= self.clock.now()
+        if token.grant.revoked or expired:
+            raise Refusal(401, "")  # it happens to everybody: no mistake
+
+    def _asker(self, call: Call, scope: str) -> Person:
+        """Whose documents are asked for, if they may be seen."""
+        assert call.token is not None
+        grant = call.token.grant
+        if scope not in grant.scopes:
+            raise Refusal(403, f"scope {scope} is missing")
+        if grant.person in self.settings["lapsed"]:
+            raise Refusal(403, "the subscription has ended")
+        return self.people.by_id[grant.person]
+
+    def _list(self, call: Call) -> Reply:
+        only(call, BY_DAY)
+        assert call.route is not None
+        collection = self.collections[call.route.label.removeprefix("GET /")]
+        person = self._asker(call, collection.scope)
+        today = datetime.fromtimestamp(call.now, ZoneInfo(person.timezone)).date()
+        last = asked_day(call, "end_date") or today
+        first = asked_day(call, "start_date") or last - ONE
+        if first > last:
+            raise Refusal(400, "start_date is after end_date")
+        found = list(collection.documents(person, first, last, call.now))
+        found.sort(key=place)
+        after = asked_place(call)
+        if call.endless:
+            after = None
+        begin = 0 if after is None else bisect_right(found, after, key=place)
+        page = found[begin : begin + self.settings["page_size"]]
+        more = call.endless or begin + len(page) < len(found)
+        token = written(place(page[-1])) if more and page else None
+        return json_reply(200, {"data": [narrowed(call, one) for one in page], "next_token": token})
+
+    def _one(self, call: Call) -> Reply:
+        only(call, ("fields",))
+        assert call.route is not None
+        collection = self.collections[call.route.label.split("/")[1]]
+        person = self._asker(call, collection.scope)
+        since = datetime.fromtimestamp(person.joined, UTC).date()
+        until = datetime.fromtimestamp(call.now, UTC).date() + 2 * ONE
+        for document in collection.documents(person, since, until, call.now):
+            if document["id"] == call.params["document"]:
+                return json_reply(200, narrowed(call, document))
+        raise Refusal(404, "no such document")
+
+    def _heart_rate(self, call: Call) -> Reply:
+        """A sample each five minutes that the ring was worn, as far as it was synced: to the full hour."""
+        only(call, ("start_datetime", "end_datetime", "next_token", "latest", "fields"))
+        person = self._asker(call, "heartrate")
+        end = asked_moment(call, "end_datetime", call.now)
+        begin = max(asked_moment(call, "start_datetime", end - DAY_SECONDS), person.joined)
+        if call.asked("next_token") is not None:
+            try:
+                begin = max(begin, int(call.asked("next_token") or ""))
+            except ValueError:
+                raise Refusal(400, "next_token: not one of ours") from None
+        end = min(end, call.now // HOUR * HOUR)
+        rows = [heart_rate(person, step) for step in range(-(-int(begin) // 300) * 300, int(end), 300)]
+        worn = [row for row in rows if row["timestamp_unix"] // 300_000 % 17]
+        if call.asked("latest") == "true":
+            worn = worn[-1:]
+        page, more = worn[:SERIES_PAGE], worn[SERIES_PAGE:]
+        token = str(more[0]["timestamp_unix"] // 1000) if more else None
+        return json_reply(200, {"data": [narrowed(call, row) for row in page], "next_token": token})
+
+    def _personal_info(self, call: Call) -> Reply:
+        only(call, ())
+        assert call.token is not None
+        grant = call.token.grant
+        person = self.people.by_id[grant.person]
+        told: Document = {"id": account_id(person)}
+        if "personal" in grant.scopes:
+            sex = {"F": "female", "M": "male"}[person.sex]
+            told |= {"age": 25 + person.index % 40, "weight": person.weight, "height": None}
+            told |= {"biological_sex": sex}
+        if "email" in grant.scopes:
+            told["email"] = f"{person.user_id}@example.org"
+        return json_reply(200, told)
+
+    # Documents
+
+    def _activity_days(self, person: Person, first: date, last: date, now: float) -> Iterator[Document]:
+        """Here the last day is left out: an `end_date` of today, say users, does not show today."""
+        for day in days(self.people.seed, person, first, last - ONE, now):
+            yield activity_day(person, day)
+
+    def _readiness(self, person: Person, first: date, last: date, now: float) -> Iterator[Document]:
+        for night, chance, revised in self._nights(person, first, last, now):
+            yield {
+                "id": identifier("daily_readiness", person, night.date),
+                "contributors": readiness_contributors(chance),
+                "day": night.date.isoformat(),
+                "score": chance.randint(50, 96) + revised,
+                "temperature_deviation": round(chance.gauss(0, 0.3), 2),
+                "temperature_trend_deviation": round(chance.gauss(0, 0.2), 2),
+                "timestamp": wall(local(person, night.date, 0), person),
+            }
+
+    def _sleep_days(self, person: Person, first: date, last: date, now: float) -> Iterator[Document]:
+        for night, chance, revised in self._nights(person, first, last, now):
+            names = (
+                "deep_sleep",
+                "efficiency",
+                "latency",
+                "rem_sleep",
+                "restfulness",
+                "timing",
+                "total_sleep",
+            )
+            yield {
+                "id": identifier("daily_sleep", person, night.date),
+                "contributors": {name: chance.randint(20, 100) for name in names},
+                "day": night.date.isoformat(),
+                "score": chance.randint(48, 95) + revised,
+                "timestamp": wall(local(person, night.date, 0), person),
+            }
+
+    def _saturation(self, person: Person, first: date, last: date, now: float) -> Iterator[Document]:
+        """Nights in which it could not be measured have a document, too."""
+        known = {day.date: day.oxygen for day in days(self.people.seed, person, first, last, now)}
+        for night, chance, _ in self._nights(person, first, last, now):
+            measured = night.date in known and chance.random() < 0.95
+            yield {
+                "id": identifier("daily_spo2", person, night.date),
+                "breathing_disturbance_index": chance.randint(0, 20) if measured else None,
+                "day": night.date.isoformat(),
+                "spo2_percentage": {"average": known[night.date]} if measured else None,
+            }
+
+    def _nights(
+        self, person: Person, first: date, last: date, now: float
+    ) -> Iterator[tuple[Sleep, Random, int]]:
+        """The nights that days are judged by, chance for their numbers, and 1 once analysed again."""
+        for night in sleeps(self.people.seed, person, first, last, now):
+            if not night.nap:
+                chance = Random(f"{self.people.seed}/ring/{person.index}/{night.date}")
+                yield night, chance, int(now >= night.end + REVISED_AFTER)
+
+    def _sleeps(self, person: Person, first: date, last: date, now: float) -> Iterator[Document]:
+        """Sleep by the day it belongs to: after 18:00 that is the next one."""
+        for sleep in sleeps(self.people.seed, person, first - ONE, last, now):
+            document = sleep_document(self.people.seed, person, sleep, now)
+            if first.isoformat() <= document["day"] <= last.isoformat():
+                yield document
+
+    def _workouts(self, person: Person, first: date, last: date, now: float) -> Iterator[Document]:
+        view = self.activities.view(self.name, person, now)
+        for shown in view.between(local(person, first, 0) - 1, local(person, last + ONE, 0)):
+            document = self.item(shown)
+            if isinstance(document, dict):
+                yield document
+
+    def _sessions(self, person: Person, first: date, last: date, now: float) -> Iterator[Document]:
+        for day in days(self.people.seed, person, first, last, now):
+            chance = Random(f"{self.people.seed}/session/{person.index}/{day.date}")
+            start = local(person, day.date, 21) + chance.randint(0, HOUR)
+            end = start + chance.randint(3, 25) * 60
+            if chance.random() < 0.2 and end <= now:
+                yield {
+                    "id": identifier("session", person, day.date),
+                    "day": day.date.isoformat(),
+                    "end_datetime": wall(end, person),
+                    "heart_rate": sample(start, 5, [day.pulse + 0.0, None, day.pulse - 1.5], person),
+                    "heart_rate_variability": None,
+                    "mood": chance.choice((None, "same", "good", "great")),
+                    "motion_count": None,
+                    "start_datetime": wall(start, person),
+                    "type": chance.choice(("breathing", "meditation", "relaxation", "body_status")),
+                }
+
+    def item(self, shown: Shown) -> Any:
+        """A workout, with what was edited in it."""
+        _, activity, change = shown
+        if change.raw is not None:
+            return json.loads(change.raw)
+        person = self.people.all[activity.owner]
+        if change.start is not None:
+            activity = activity._replace(start=change.start)
+        item = workout(person, activity, self.people) | dict(change.fields)
+        return {name: value for name, value in item.items() if name not in change.removed}
+
+    def start_in(self, fields: Mapping[str, Any]) -> int | None:
+        try:
+            return int(datetime.fromisoformat(fields["start_datetime"]).timestamp())
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def account(self, person: Person) -> dict[str, Any]:
+        return {"id": account_id(person)}
+
+    # Authorisation
+
+    def connect(self, person: Person, client: str, scopes: Sequence[str] | None) -> dict[str, Any]:
+        asked = tuple(scopes) if scopes is not None else USUAL_SCOPES
+        for scope in asked:
+            if scope not in SCOPES:
+                raise Mistake(f"no scope {scope!r}: one of {', '.join(SCOPES)}")
+        grant = self.grants.open(client, person.user_id, asked, self.clock.now())
+        tokens = self._issue(grant, self.clock.now())
+        return {
+            "access_token": tokens["access_token"],
+            "refresh_token": tokens["refresh_token"],
+            "expires_at": int(self.clock.now()) + tokens["expires_in"],
+            "scopes": list(asked),
+            "provider_user_id": account_id(person),
+        }
+
+    def _authorize(self, call: Call) -> Reply:
+        try:
+            return self.consent.answer(call)
+        except Mistake as error:
+            raise Refusal(400, f"{error}: missing or not one that can be") from None
+
+    def _token(self, call: Call) -> Reply:
+        client, secret = call.form.get("client_id", ""), call.form.get("client_secret", "")
+        if not self.knows_client(client, secret):
+            call.entry.note = "wrong client id or secret"
+            return json_reply(401, {"error": "invalid_client"})
+        grant_type = call.form.get("grant_type")
+        if grant_type == "authorization_code":
+            return self._redeem(call, client)
+        if grant_type == "refresh_token":
+            return self._refresh(call, client)
+        call.entry.note = "unknown grant_type"
+        return json_reply(400, {"error": "unsupported_grant_type"})
+
+    def _redeem(self, call: Call, client: str) -> Reply:
+        code = self.grants.redeem(call.form.get("code", ""), client, call.now)
+        if code is None:
+            call.entry.note = "unknown, used or old code"
+            return json_reply(400, {"error": "invalid_grant"})
+        call.entry.person = code.person
+        grant = self.grants.open(client, code.person, code.scopes, call.now)
+        return json_reply(200, self._issue(grant, call.now))
+
+    def _refresh(self, call: Call, client: str) -> Reply:
+        """A new pair, each time: the old refresh token is used up. Old access tokens live to their end."""
+        token = call.token if call.form.get("refresh_token") else None
+        if token is None or token.grant.client != client:
+            call.entry.note = "unknown refresh token"
+        elif token.replaced:
+            call.entry.note = USED_TWICE
+        elif not token.grant.revoked:
+            self.grants.replace(token.grant, "refresh", call.now)
+            return json_reply(200, self._issue(token.grant, call.now))
+        return json_reply(400, {"error": "invalid_grant"})
+
+    def _issue(self, grant: Grant, now: float) -> dict[str, Any]:
+        lifetime = int(self.settings["access_token_seconds"])
+        return {
+            "token_type": "bearer",
+            "access_token": self.grants.issue(grant, "access", int(now) + lifetime),
+            "expires_in": lifetime,
+            "refresh_token": self.grants.issue(grant, "refresh"),
+            "scope": " ".join(grant.scopes),
+        }
+
+    def _revoke(self, call: Call) -> Reply:
+        token = self.grants.find(call.asked("access_token") or "", "access")
+        if token:
+            self.grants.revoke(token.grant.person, call.now, token.grant.client)
+        return json_reply(200, {})
+
+
+# Errors and parameters
+
+
+def problem(status: int, detail: str, parameter: str | None = None) -> Reply:
+    """An error. The document gives a shape to 422 alone (`HTTPValidationError`); the others are like it."""
+    if status == 422:
+        return json_reply(
+            422, {"detail": [{"loc": ["query", parameter], "msg": detail, "type": "value_error"}]}
+        )
+    return json_reply(status, {"detail": detail})
+
+
+def only(call: Call, names: Sequence[str]) -> None:
+    """Refuse what the document does not have: a misspelt parameter shall not be ignored."""
+    for name, values in call.query.items():
+        if name not in names:
+            raise Refusal(400, f"no parameter {name}")
+        if len(values) > 1:
+            raise Refusal(400, f"{name} is there twice")
+
+
+def asked_day(call: Call, name: str) -> date | None:
+    """A day of the query; of a time, the date that it names."""
+    text = call.asked(name)
+    if text is None:
+        return None
+    try:
+        return date.fromisoformat(text) if len(text) == 10 else datetime.fromisoformat(text).date()
+    except ValueError:
+        raise Refusal(422, f"{name}: not a date", name) from None
+
+
+def asked_moment(call: Call, name: str, default: float) -> float:
+    """A time of the query, as epoch seconds."""
+    text = call.asked(name)
+    try:
+        return default if text is None else datetime.fromisoformat(text).astimezone(UTC).timestamp()
+    except (ValueError, OverflowError):
+        raise Refusal(422, f"{name}: not a time", name) from None
+
+
+def asked_place(call: Call) -> tuple[str, str] | None:
+    """After which document a `next_token` goes on."""
+    text = call.asked("next_token")
+    if text is None:
+        return None
+    try:
+        day, key = json.loads(base64.urlsafe_b64decode(text))
+        return str(day), str(key)
+    except (ValueError, TypeError, binascii.Error):
+        raise Refusal(400, "next_token: not one of ours") from None
+
+
+def place(document: Document) -> tuple[str, str]:
+    return str(document.get("day")), str(document.get("id"))
+
+
+def written(place: tuple[str, str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
+
+
+def narrowed(call: Call, document: Document) -> Document:
+    """A document with the `fields` that are wanted; its id always."""
+    wanted = call.asked("fields")
+    if wanted is None:
+        return document
+    return {name: value for name, value in document.items() if name in ("id", *wanted.split(","))}
+
+
+def bearer(call: Call) -> str:
+    scheme, _, token = call.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+# How Oura shows people and what they did
+
+
+def account_id(person: Person) -> str:
+    return str(uuid5(NAMESPACE_URL, f"oura/{person.index}"))
+
+
+def identifier(kind: str, person: Person, day: date, number: int = 0) -> str:
+    return str(uuid5(NAMESPACE_URL, f"{kind}/{person.index}/{day}/{number}"))
+
+
+def wall(moment: float, person: Person) -> str:
+    """A moment as a `LocalizedDateTime`: the time on the wall, and its offset."""
+    return datetime.fromtimestamp(moment, ZoneInfo(person.timezone)).isoformat(timespec="milliseconds")
+
+
+def sample(start: float, interval: float, items: Sequence[float | None], person: Person) -> Document:
+    return {"interval": interval, "items": list(items), "timestamp": wall(start, person)}
+
+
+def readiness_contributors(chance: Random) -> Document:
+    names = (
+        "activity_balance",
+        "body_temperature",
+        "hrv_balance",
+        "previous_day_activity",
+        "previous_night",
+        "recovery_index",
+        "resting_heart_rate",
+        "sleep_balance",
+    )
+    return {name: chance.randint(20, 100) for name in names}
+
+
+def activity_day(person: Person, day: Day) -> Document:
+    """A `PublicDailyActivity`. It grows while the day lasts."""
+    chance = Random(f"ring/{person.index}/{day.date}")
+    names = (
+        "meet_daily_targets",
+        "move_every_hour",
+        "recovery_time",
+        "stay_active",
+        "training_frequency",
+        "training_volume",
+    )
+    start = local(person, day.date, 4)
+    high, medium, low = (chance.randint(0, most) * 60 for most in (40, 90, 300))
+    return {
+        "id": identifier("daily_activity", person, day.date),
+        "class_5_min": "0112233445",
+        "score": chance.randint(45, 98),
+        "active_calories": int(day.active_calories),
+        "average_met_minutes": round(chance.uniform(1.2, 1.9), 5),
+        "contributors": {name: chance.randint(20, 100) for name in names},
+        "equivalent_walking_distance": int(day.metres),
+        "high_activity_met_minutes": high // 10,
+        "high_activity_time": high,
+        "inactivity_alerts": chance.randint(0, 4),
+        "low_activity_met_minutes": low // 40,
+        "low_activity_time": low,
+        "medium_activity_met_minutes": medium // 20,
+        "medium_activity_time": medium,
+        "met": sample(start, 60, [1.3, 0.9, None, 1.1], person),
+        "meters_to_target": 9000 - int(day.metres),
+        "non_wear_time": 0,
+        "resting_time": 27_000,
+        "sedentary_met_minutes": 10,
+        "sedentary_time": 30_000,
+        "steps": day.steps,
+        "target_calories": 500,
+        "target_meters": 9000,
+        "total_calories": int(day.calories),
+        "day": day.date.isoformat(),
+        "timestamp": wall(start, person),
+    }
+
+
+def sleep_document(seed: int, person: Person, sleep: Sleep, now: float) -> Document:
+    """A `PublicModifiedSleepModel`, as it is at a moment: first estimates, and what was deleted later."""
+    chance = Random(f"{seed}/ring/sleep/{person.index}/{sleep.start}")
+    ended = datetime.fromtimestamp(sleep.end, ZoneInfo(person.timezone))
+    late = sleep.nap and ended.hour >= 18
+    revised = now >= sleep.end + REVISED_AFTER
+    gone = sleep.nap and chance.random() < 0.3 and now >= sleep.end + chance.randint(8, 30) * HOUR
+    kind = "deleted" if gone else "late_nap" if late else "sleep" if sleep.nap else "long_sleep"
+    steps = range(sleep.start, sleep.end, 300)
+    phases = "".join(
+        PHASES[next(stage.kind for stage in sleep.stages if stage.start <= step < stage.end)]
+        for step in steps
+    )
+    lowest = person.resting_pulse - chance.randint(0, 5)
+    asleep = sleep.seconds("light", "deep", "rem")
+    return {
+        "id": identifier("sleep", person, sleep.date, int(sleep.nap)),
+        "average_breath": round(chance.uniform(12, 18), 3),
+        "average_heart_rate": round(lowest + chance.uniform(3, 10), 2),
+        "average_hrv": chance.randint(18, 110) + revised,
+        "awake_time": sleep.seconds("awake"),
+        "bedtime_end": wall(sleep.end, person),
+        "bedtime_start": wall(sleep.start, person),
+        "day": (sleep.date + (ONE if late else timedelta())).isoformat(),
+        "deep_sleep_duration": sleep.seconds("deep"),
+        "efficiency": max(1, asleep * 100 // (sleep.end - sleep.start)),
+        "heart_rate": sample(sleep.start, 300, [None, *([lowest + 4.0] * (len(steps) - 1))], person),
+        "hrv": None,
+        "latency": chance.randint(0, 25) * 60,
+        "light_sleep_duration": sleep.seconds("light"),
+        "low_battery_alert": False,
+        "lowest_heart_rate": lowest,
+        "movement_30_sec": None,
+        "period": int(sleep.nap),
+        "readiness": None,
+        "readiness_score_delta": None,
+        "rem_sleep_duration": sleep.seconds("rem"),
+        "restless_periods": chance.randint(0, 200),
+        "sleep_algorithm_version": "v2",
+        "sleep_analysis_reason": "bedtime_edit"
+        if gone
+        else "background_created_foreground_updated"
+        if revised
+        else "background_sleep_analysis",
+        "sleep_phase_30_sec": None,
+        "sleep_phase_5_min": phases,
+        "sleep_score_delta": None,
+        "time_in_bed": sleep.end - sleep.start,
+        "total_sleep_duration": asleep,
+        "type": kind,
+    }
+
+
+def heart_rate(person: Person, moment: int) -> Document:
+    """A `PublicHeartRateRow`."""
+    hour = datetime.fromtimestamp(moment, ZoneInfo(person.timezone)).hour
+    asleep = hour < 6
+    return {
+        "timestamp": datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+        "timestamp_unix": moment * 1000,
+        "bpm": person.resting_pulse + moment // 300 * 7919 % (9 if asleep else 60),
+        "source": "sleep" if asleep else "awake",
+    }
+
+
+def workout(person: Person, activity: Activity, people: People) -> Document:
+    """A `PublicWorkout`."""
+    measured = people.measures(activity)
+    sport = SPORTS.get(activity.sport, Sport(0, 40, 0))
+    day = datetime.fromtimestamp(activity.start, ZoneInfo(person.timezone)).date()
+    return {
+        "id": str(UUID(int=activity.key)),
+        "activity": WORDS.get(activity.sport, activity.sport.lower()),
+        "calories": measured.calories,
+        "day": day.isoformat(),
+        "distance": measured.distance if sport.speed else None,
+        "end_datetime": wall(activity.start + activity.elapsed, person),
+        "intensity": ("easy", "moderate", "hard")[activity.key % 3],
+        "label": None,
+        "source": "manual" if measured.manual else "confirmed",
+        "start_datetime": wall(activity.start, person),
+    }
