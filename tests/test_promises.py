@@ -335,6 +335,7 @@ def test_a_restarted_redis_is_no_new_budget(
 
 def test_tokens_and_secrets_are_never_readable(application: Application, sandbox: Control) -> None:
     """Promise 10: not in the database, Redis, or the logs of workers that meet every kind of trouble."""
+    application.learn_the_budget()
     lines = sandbox.connect("alice", "bruno", "chiyo")
     import_lines(application.rt, map(json.dumps, lines))
     sandbox.expire("bruno")
@@ -345,7 +346,11 @@ def test_tokens_and_secrets_are_never_readable(application: Application, sandbox
             application.send("sync_user_data", line["user_id"])
         application.send("sync_user_data", "nobody", "too", "many", "arguments")
         command.wait_until(
-            lambda: all(application.runs(line["user_id"]) for line in lines) and application.idle(),
+            lambda: (
+                all(application.runs(line["user_id"]) for line in lines)
+                and any(run["outcome"] == "ok" for run in application.runs("bruno"))
+                and application.idle()
+            ),
             "all runs",
         )
         command.wait_until(lambda: "TypeError" in command.log(), "the message that is wrong to fail")
