@@ -18,7 +18,7 @@ from lifelogger.mutex import Locked
 def sync_user_data(user_id: str, trigger: str = "asked") -> None:
     """Pull what is new for one user.
 
-    A message of a tick takes the connections that are due; any other is somebody's wish, and takes
+    A message of a tick takes the connections that it claimed; any other is somebody's wish, and takes
     all that did not fail. Skipped while a sync of that user runs: who knows of news asks through
     `client.request_sync`, which writes that down first. Never retried by the
     broker, which would park the message in worker memory: a failed connection has its

@@ -296,11 +296,9 @@ class Reporter:
             for window in (status.budget(self.rt, provider) or [])
             if window["seconds"] < 86400
         )
-        return (
-            f"{title}: {status.count(sum(row.runs for row in rows), 'sync')} ({outcomes}); "
-            f"{status.brought(sums)}; {status.count(sums['requests'], 'request')}"
-            + (f" ({windows})" if windows else "")
-        )
+        syncs = status.count(sum(row.runs for row in rows), "sync")
+        cost = status.count(sums["requests"], "request") + (f" ({windows})" if windows else "")
+        return f"{title}: {syncs} ({outcomes}); {status.brought(sums)}; {cost}"
 
     def _settled(self, db: Any) -> bool:
         """Whether nothing that was planned is still to come."""

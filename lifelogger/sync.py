@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy import and_, func, insert, or_, select, update
 
 from lifelogger import runtime as processwide
 from lifelogger.budget import CountUnknown
@@ -56,7 +56,7 @@ class Run:
 def run(user_id: str, trigger: str = "asked", *, runtime: Runtime | None = None) -> list[Run]:
     """Pull what is new for one user, and return what each connection's sync did.
 
-    `trigger` says who wants it: a `tick` takes the connections that are due or claimed, anybody
+    `trigger` says who wants it: a `tick` takes the connections that it claimed, anybody
     else all that did not fail. Raises `mutex.Locked` while another sync of the user runs.
     """
     rt = runtime or processwide.runtime()
@@ -82,12 +82,13 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
         Connection.status == "active",
         Connection.provider.in_(list(rt.enabled())),
     ]
-    due = or_(Connection.claimed_at.is_not(None), Connection.next_sync_at <= now)
+    # A tick has claimed what the budgets can serve: what is due at other providers has its own turn.
+    its_turn = Connection.next_sync_at <= now
+    due = or_(Connection.claimed_at.is_not(None), and_(Connection.news_at.is_not(None), its_turn))
     asked: dict[str, Any] = {}
     if trigger != "tick":
-        due = or_(
-            due, Connection.failures == 0
-        )  # one whose budget was spent may have it now: asking costs nothing
+        # What a spent budget deferred is among them: the reserve is for whoever asks, and a no costs nothing.
+        due = or_(due, its_turn, Connection.failures == 0)
         asked = {"news_at": func.coalesce(Connection.news_at, now)}  # remembered until a sync ends well
     with rt.store.write() as db:
         rows = db.execute(

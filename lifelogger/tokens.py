@@ -112,9 +112,8 @@ class Tokens:
             raise
         token = self._keep(row, grant)
         if found and (token == refused or found.expires_at - NEARLY_EXPIRED <= runtime.clock()):
-            return self.refresh(
-                connection_id, margin=margin, refused=refused, ahead=ahead
-            )  # it waited for too long
+            # It waited for too long.
+            return self.refresh(connection_id, margin=margin, refused=refused, ahead=ahead)
         return token
 
     def _take(self, connection_id: int) -> Held:

@@ -6,12 +6,13 @@ import dataclasses
 import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl
 
 from sqlalchemy import delete, select, update
 
+from lifelogger import sync
 from lifelogger.connections import import_lines
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection, Quarantined, Record, Stream, SyncRun, User
@@ -42,6 +43,17 @@ def asked(sandbox: Control, person: str | None = None) -> list[dict[str, str]]:
     """The queries of all list requests that were answered, oldest first."""
     filters = {"route": LIST, **({"person": person} if person else {})}
     return [dict(parse_qsl(entry["query"])) for entry in sandbox.ledger(**filters)]
+
+
+def ticked(live: Runtime, user_id: str) -> list[sync.Run]:
+    """What a tick does for one user whom the budgets can serve: what is due is claimed, then synced."""
+    now = live.clock()
+    due = (Connection.user_id == user_id, Connection.status == "active", Connection.next_sync_at <= now)
+    with live.store.write() as db:
+        db.execute(
+            update(Connection).where(*due).values(claimed_at=now, next_sync_at=now + timedelta(minutes=10))
+        )
+    return sync.run(user_id, "tick", runtime=live)
 
 
 # What is stored --------------------------------------------------------------------------------------

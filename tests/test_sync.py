@@ -34,6 +34,7 @@ from tests.live import (
     rows,
     stored,
     stream,
+    ticked,
     truth,
     tuned,
     wipe,
@@ -481,7 +482,7 @@ def test_a_spent_budget_defers_the_connection_until_its_window_opens(
     (again,) = sync.run("alice", runtime=live)
     sandbox.limits(reads=(100, 1000))
     sandbox.set_clock(waiting.next_sync_at)
-    (resumed,) = sync.run("alice", "tick", runtime=live)
+    (resumed,) = ticked(live, "alice")
 
     assert (cut.outcome, cut.requests, journal(live, "alice")[0].outcome) == ("deferred", 3, "deferred")
     assert len(kept) == 28
@@ -505,7 +506,7 @@ def test_history_that_a_budget_cuts_goes_on_in_the_next_windows(
 
     outcomes = []
     while not outcomes or stream(live, "alice").backlog_until:
-        outcomes += [run.outcome for run in sync.run("alice", "tick", runtime=live)]
+        outcomes += [run.outcome for run in ticked(live, "alice")]
         sandbox.step(QUARTER)
         assert len(outcomes) < 20
 
@@ -550,9 +551,9 @@ def test_a_first_import_leaves_other_people_their_fresh_data(
     for person in everybody:
         change(live, person, claimed_at=NOON, next_sync_at=NOON + timedelta(minutes=10))
 
-    sync.run("alice", "tick", runtime=live)
+    ticked(live, "alice")
     used = len(asked(sandbox))
-    fresh = [run.outcome for person in everybody[1:] for run in sync.run(person, "tick", runtime=live)]
+    fresh = [run.outcome for person in everybody[1:] for run in ticked(live, person)]
 
     assert used > 1  # some history was read
     assert fresh == ["ok"] * 4
@@ -625,10 +626,10 @@ def test_a_broken_reply_is_tried_again_later_and_costs_nothing_that_is_stored(
     sandbox.step(QUARTER)
     sandbox.fault(LIST, times=1, **fault)
 
-    (broken,) = sync.run("alice", "tick", runtime=live)
+    (broken,) = ticked(live, "alice")
     waiting = connection(live, "alice")
     sandbox.step(QUARTER)
-    (mended,) = sync.run("alice", "tick", runtime=live)
+    (mended,) = ticked(live, "alice")
 
     assert (broken.outcome, waiting.failures) == ("failed", 1)
     assert waiting.wait_reason
@@ -678,13 +679,13 @@ def test_a_back_off_doubles_and_is_written_down(live: Runtime, sandbox: Control)
     waits = []
     for _ in range(6):
         started = live.clock()
-        sync.run("alice", "tick", runtime=live)
+        ticked(live, "alice")
         due = connection(live, "alice").next_sync_at
         waits.append((due - started) / sync.FIRST_RETRY)
         sandbox.set_clock(due)
     change(live, "alice", failures=40)
     started = live.clock()
-    sync.run("alice", "tick", runtime=live)
+    ticked(live, "alice")
 
     assert all(0.8 * 2**n <= wait <= 1.2 * 2**n for n, wait in enumerate(waits))
     assert len({round(wait / 2**n, 6) for n, wait in enumerate(waits)}) > 1
@@ -732,11 +733,11 @@ def test_a_revoked_connection_stops_and_one_made_again_goes_on(live: Runtime, sa
     sandbox.step(DAY)
     planned: list[str] = []
     planner.tick("sync", live.clock(), planned.append, runtime=live)
-    silent = [*sync.run("alice", runtime=live), *sync.run("alice", "tick", runtime=live)]
+    silent = [*sync.run("alice", runtime=live), *ticked(live, "alice")]
     unasked = sandbox.summary()["requests"] == requests
     kept = rows(live, Record.__table__, "alice") == before and stream(live, "alice").cursor == cursor
     connect(live, sandbox, "alice")
-    (resumed,) = sync.run("alice", "tick", runtime=live)
+    (resumed,) = ticked(live, "alice")
 
     assert (ended.outcome, told.status, told.next_sync_at) == ("needs_reauth", "needs_reauth", None)
     assert "Strava" in told.status_reason
@@ -759,7 +760,7 @@ def test_a_sign_in_while_a_sync_fails_is_not_undone_by_it(live: Runtime, sandbox
     working.result(20)
 
     sandbox.step(QUARTER)
-    sync.run("alice", "tick", runtime=live)
+    ticked(live, "alice")
 
     assert connection(live, "alice").status == "active"
     assert stored(live, "alice") == truth(sandbox, "alice")
@@ -797,7 +798,7 @@ def test_a_failed_sync_keeps_the_news(live: Runtime, sandbox: Control) -> None:
     sync.run("alice", runtime=live)
     after_failure = connection(live, "alice").news_at
     sandbox.step(QUARTER)
-    sync.run("alice", "tick", runtime=live)
+    ticked(live, "alice")
 
     assert after_failure is not None
     assert connection(live, "alice").news_at is None
@@ -915,7 +916,7 @@ def test_whatever_happens_a_clean_sync_ends_equal_to_the_truth(
         sandbox.clear_faults()
         for _ in range(3):  # a back-off ends, history is read to its end, a poll confirms
             sandbox.step(6 * 3600 * 1.2)
-            sync.run("chiyo", "tick", runtime=live)
+            ticked(live, "chiyo")
 
     assert stored(live, "chiyo") == truth(sandbox, "chiyo")
     assert quarantined(live, "chiyo") == []
@@ -996,7 +997,7 @@ def test_the_reserve_is_for_whoever_asks(live: Runtime, sandbox: Control) -> Non
     sync.run("alice", "asked", runtime=live)  # its reply tells of what others spent
     change(live, "alice", next_sync_at=NOON)
 
-    (poll,) = sync.run("alice", "tick", runtime=live)
+    (poll,) = ticked(live, "alice")
     waiting = connection(live, "alice")
     (wish,) = sync.run("alice", "asked", runtime=live)
 
@@ -1051,3 +1052,15 @@ def test_a_number_of_many_digits_and_a_broken_letter_cost_one_record_at_most(
 
     assert (run.outcome, run.counts.quarantined) == ("ok", 1)
     assert stored(live, "alice")[str(good["id"])] == {**good, "name": "QQ"}
+
+
+@ONCE
+def test_a_tick_takes_what_it_claimed_and_no_more(live: Runtime, sandbox: Control) -> None:
+    """Promise 9: whoever is planned for one provider does not spend another's budget out of turn."""
+    connect(live, sandbox, "alice")
+    change(live, "alice", news_at=None)
+
+    unplanned = sync.run("alice", "tick", runtime=live)
+    (planned,) = ticked(live, "alice")
+
+    assert (unplanned, planned.outcome) == ([], "ok")
