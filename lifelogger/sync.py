@@ -271,7 +271,8 @@ class ConnectionSync:
             run.counts.add(sweep.counts)
         if self.off and not run.message:
             run.message = "Not read: " + "; ".join(self.off)
-        if run.outcome == "ok" and len(self.off) == len(self.provider.streams):
+        wanted = [stream for stream in self.provider.streams if stream.wanted(self.settings)]
+        if run.outcome == "ok" and len(self.off) == len(wanted):
             run.outcome, until = "deferred", now + REFUSED_FOR  # nothing of it could be read
         interval = timedelta(seconds=self.rt.settings.sync.interval_seconds)
         with self.rt.store.write() as db:

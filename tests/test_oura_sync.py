@@ -295,7 +295,7 @@ def test_an_ended_subscription_is_a_state_and_no_fault_to_retry(live: Runtime, s
     sandbox.step(QUARTER)
     (again,) = sync.run("alice", runtime=live)
 
-    assert (run.outcome, run.requests, again.outcome, again.requests) == ("ok", 7, "ok", 0)
+    assert (run.outcome, run.requests, again.outcome, again.requests) == ("deferred", 7, "deferred", 0)
     assert connection(live, "alice").status == "active"
     assert connection(live, "alice").failures == 0
     assert "subscription" in (again.message or "")
