@@ -149,6 +149,10 @@ class Tree:
             part.start()
         finally:
             self._starting = False
+        self._heed()
+
+    def _heed(self) -> None:
+        """End the block if a signal asked for it where nothing could be raised, or what was raised was lost."""
         if self.stopping:
             raise _Interrupted
 
@@ -157,6 +161,7 @@ class Tree:
         for part in self.parts:
             deadline = time.monotonic() + READY_SECONDS
             while not part.ready(part.written()):
+                self._heed()
                 if (status := part.status()) is not None:
                     raise PartFailed(f"{part.name} {status} while it started:{part.tail()}")
                 if time.monotonic() > deadline:
@@ -168,6 +173,7 @@ class Tree:
 
     def watch(self) -> None:
         """Start again what has died, a little later each time. Raises `PartFailed` when that is hopeless."""
+        self._heed()
         now = time.monotonic()
         for part in self.parts:
             status = part.status()

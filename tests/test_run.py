@@ -153,7 +153,7 @@ def test_a_run_from_its_start_over_a_restart_to_the_last_process(here: Callable[
         assert f"\n{part}" in f"\n{place.said()}"
     assert "4 simulated people connected their Strava" in place.said()
     assert "told only once" in place.said()
-    assert " tick: 1 user planned" in place.said()
+    assert " tick: 4 users planned" in place.said()
 
     # A second one is refused, and does no harm.
     second = place.call("run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -286,3 +287,15 @@ def test_an_occupied_port() -> None:
         "another port (web.port in the settings, or LIFELOGGER_WEB__PORT)"
     )
     refuse_occupied("127.0.0.1", port, "web")  # free again
+
+
+def test_a_signal_whose_exception_was_lost_ends_the_tree_all_the_same() -> None:
+    """What a signal handler raises in a destructor, say, Python prints and forgets."""
+    said: list[str] = []
+    with Tree(said.append).running() as tree:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        tree.watch()
+        said.append("went on")
+
+    assert said == ["Stopping."]
