@@ -152,7 +152,7 @@ class Tree:
         self._heed()
 
     def _heed(self) -> None:
-        """End the block if a signal asked for it where nothing could be raised, or what was raised was lost."""
+        """End the block if a signal asked for it where nothing could be raised, or that was lost."""
         if self.stopping:
             raise _Interrupted
 
