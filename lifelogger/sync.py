@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -64,7 +65,10 @@ def run(user_id: str, trigger: str = "asked", *, runtime: Runtime | None = None)
     with rt.mutex.hold(f"sync:{user_id}") as lock:
         for _ in range(MOST_ROUNDS):
             due = begin(rt, user_id, trigger)
-            done += [ConnectionSync(rt, lock, connection, trigger).run() for connection in due]
+            syncs = [ConnectionSync(rt, lock, connection, trigger) for connection in due]
+            for each in syncs:  # this morning's run, wherever it was recorded, comes before anybody's years
+                each.fresh()
+            done += [each.history() for each in syncs]
             trigger = "tick"  # from now on only what became due meanwhile: news
             if not due:
                 break
@@ -136,12 +140,24 @@ class ConnectionSync:
         self.http: Http | None = None
         self.sweeps: list[Sweep] = []
         self.off: list[str] = []
+        self.until: datetime | None = None
+        """When it is tried again, of a sync that did not end well."""
 
-    def run(self) -> Run:
-        """Sync, and write down how it ended. Only a lost lock is raised: then nothing may be written."""
-        until: datetime | None = None
+    def fresh(self) -> None:
+        """Read what is new. Only a lost lock is raised: then nothing may be written."""
+        self._attempt(self._read_fresh)
+
+    def history(self) -> Run:
+        """Read on in the past, unless `fresh` failed, and write down how all ended. Raises as `fresh`."""
+        if self.journal.outcome == "ok":
+            self._attempt(self._read_history)
+        self._finish(self.until)
+        return self.journal
+
+    def _attempt(self, read: Callable[[], None]) -> None:
+        """Read, and note what goes wrong: one connection's trouble is not the others'."""
         try:
-            self._pull()
+            read()
         except LockLost:
             raise
         except SignInAgain as end:
@@ -150,24 +166,22 @@ class ConnectionSync:
             # Spent is the ordinary case; trouble raises the back-off's exponent.
             spent = isinstance(wait, BudgetSpent)
             self.journal.outcome, self.journal.message = ("deferred" if spent else "failed"), wait.reason
-            until = wait.until or self._back_off()
+            self.until = wait.until or self._back_off()
             if isinstance(wait, CountUnknown):
-                until = self.rt.clock()  # due at once: whoever learns the count has a plan made
+                self.until = self.rt.clock()  # due at once: whoever learns the count has a plan made
         except LifeloggerError as trouble:
             log.error("connection %s: %s", self.row["id"], trouble)
             self.journal.outcome, self.journal.message = "failed", str(trouble)
-            until = self._back_off()
+            self.until = self._back_off()
         except Exception as fault:  # one user's fault must neither stop the others nor be tried at every tick
             log.exception("connection %s: the sync failed", self.row["id"])
             self.journal.outcome, self.journal.message = (
                 "failed",
                 f"An unexpected {type(fault).__name__}: see the log.",
             )
-            until = self._back_off()
-        self._finish(until)
-        return self.journal
+            self.until = self._back_off()
 
-    def _pull(self) -> None:
+    def _read_fresh(self) -> None:
         rt, connection_id = self.rt, self.row["id"]
         tokens = Tokens(rt)
         self.http = http = Http(
@@ -183,13 +197,17 @@ class ConnectionSync:
         http.leave_share = (
             rt.settings.schedule.reserve if self.trigger == "tick" and not self.row["news_at"] else 0.0
         )
-        self.sweeps = sweeps = self._open(http)
-        for sweep in sweeps:
+        self.sweeps = self._open(http)
+        for sweep in self.sweeps:
             self._guarded(sweep, sweep.read_fresh)
-        # History afterwards, with what the budget leaves after everybody's fresh data: now, and for the day.
+
+    def _read_history(self) -> None:
+        """With what the budget leaves after everybody's fresh data: now, and for the day."""
+        assert self.http is not None  # `fresh` went well
+        rt, http = self.rt, self.http
         http.leave_share, http.pace = rt.settings.schedule.reserve, rt.settings.sync.interval_seconds
         http.leave = lambda: max(0, under_way(rt, self.provider.name) - 1) * self.provider.poll_cost
-        for sweep in sweeps:
+        for sweep in self.sweeps:
             try:
                 self._guarded(sweep, sweep.read_history)
             except Wait as wait:  # what is fresh was read: no failure, but something to tell

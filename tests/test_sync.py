@@ -1064,3 +1064,16 @@ def test_a_tick_takes_what_it_claimed_and_no_more(live: Runtime, sandbox: Contro
     (planned,) = ticked(live, "alice")
 
     assert (unplanned, planned.outcome) == ([], "ok")
+
+
+@ONCE
+def test_what_is_new_anywhere_comes_before_history_anywhere(live: Runtime, sandbox: Control) -> None:
+    """This morning's run on one cloud does not wait for years of sleep on another."""
+    connect(live, sandbox, "alice", provider="oura")
+    connect(live, sandbox, "alice")
+
+    runs = sync.run("alice", runtime=live)
+
+    asked_in_turn = [entry["provider"] for entry in sandbox.ledger(person="alice", kind="read")]
+    assert [run.outcome for run in runs] == ["ok", "ok"]
+    assert asked_in_turn.index("strava") < len(asked_in_turn) - 1 - asked_in_turn[::-1].index("oura")
