@@ -579,10 +579,9 @@ def test_plans_that_are_not_spent_yet_are_not_made_again(runtime: Runtime) -> No
     assert [len(users) for users in planned] == [5, 0, 0]
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_an_import_and_a_tick_do_not_wait_for_each_other(rt: Runtime) -> None:
     """A tick passes over the rows that somebody writes; on SQLite writers take turns anyway."""
-    if rt.store.is_sqlite:
-        pytest.skip("SQLite has one writer at a time")
     connect(rt, "ann", "bob")
 
     with rt.store.write() as other:
