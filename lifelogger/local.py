@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ SHUTDOWN_MS = 10_000
 """How long a worker lets its running syncs go on when it is told to end. What is cut off then is made good by
 a later tick, page by page."""
 LOOK_EVERY_SECONDS = 0.5
+TELL_EVERY = timedelta(seconds=10)
 FEW_PEOPLE, SPARE_PEOPLE = 10, 2
 
 
@@ -243,6 +244,7 @@ class Reporter:
         self.rt, self.say = rt, say
         self.since = rt.clock()
         """Ticks that fired before are told."""
+        self.told_at = self.since
         self.run_id = self._newest_run()
         """Journal rows up to this one are told."""
 
@@ -259,8 +261,13 @@ class Reporter:
                     self.say(f"{clock(tick.fired_at)} tick: {planned}")
                 elif tick.planned:
                     self.say(f"{clock(tick.fired_at)} the first reply told the budget: {planned}")
-            if not final and not self._settled(db):
+            settled, now = self._settled(db), self.rt.clock()
+            if not final and not settled and now - self.told_at < TELL_EVERY:
                 return
+            self.told_at = now
+            running = db.scalar(select(func.min(SyncRun.id)).where(SyncRun.outcome == "running"))
+            # Rows in order: one that is passed over while it runs would never be told.
+            ended = [SyncRun.id < running] if running and not final else [SyncRun.outcome != "running"]
             rows = db.execute(
                 select(
                     Connection.provider,
@@ -273,7 +280,7 @@ class Reporter:
                     ),
                 )
                 .join_from(SyncRun, Connection, SyncRun.connection_id == Connection.id)
-                .where(SyncRun.id > self.run_id, SyncRun.outcome != "running")
+                .where(SyncRun.id > self.run_id, *ended)
                 .group_by(Connection.provider, SyncRun.outcome)
                 .order_by(Connection.provider, func.count().desc())
             ).all()
