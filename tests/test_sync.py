@@ -616,7 +616,7 @@ def test_a_broken_reply_is_tried_again_later_and_costs_nothing_that_is_stored(
     live: Runtime, sandbox: Control, fault: dict[str, Any]
 ) -> None:
     """Promise 12: failed with a reason, waiting for a minute or so, and whole the next time."""
-    live = tuned(
+    impatient = tuned(
         live,
         http={"read_timeout_seconds": 0.2, "total_timeout_seconds": 0.4, "max_bytes": 150_000},
     )
@@ -626,7 +626,7 @@ def test_a_broken_reply_is_tried_again_later_and_costs_nothing_that_is_stored(
     sandbox.step(QUARTER)
     sandbox.fault(LIST, times=1, **fault)
 
-    (broken,) = ticked(live, "alice")
+    (broken,) = ticked(impatient, "alice")
     waiting = connection(live, "alice")
     sandbox.step(QUARTER)
     (mended,) = ticked(live, "alice")
