@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -152,10 +152,16 @@ CLOCK = Clock()
 NOON = datetime(2026, 11, 24, 12, 2, tzinfo=UTC)
 
 
+def world(people: int = 5, history_days: int = 90, **options: Any) -> Sandbox:
+    """A sandbox that began the day after `NOON`: its people have lived as long, whatever the day is today."""
+    CLOCK.freeze((NOON + timedelta(days=1)).timestamp())
+    return Sandbox(people=people, seed=7, history_days=history_days, clock=CLOCK, **options)
+
+
 @pytest.fixture(scope="session")
 def sandbox_server() -> Iterator[Sandbox]:
-    """A simulated Strava of this session alone, with five people: alice and others."""
-    with Sandbox(people=5, seed=7, history_days=90, clock=CLOCK) as server:
+    """The simulated clouds of this session alone, with five people: alice and others."""
+    with world() as server:
         yield server
 
 
