@@ -1,6 +1,6 @@
-"""What a provider shows of a person at a moment: seeded activities, and what was added, edited, deleted.
+"""What a provider shows of a person at a moment: seeded activities and added ones, without the deleted.
 
-Added activities are there for every provider; edits and deletions are one provider's.
+Added activities are there for every provider; changes are one provider's.
 """
 
 from __future__ import annotations
@@ -9,30 +9,15 @@ import json
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
+from lifelogger.sandbox.changes import UNCHANGED, Change, Changes
 from lifelogger.sandbox.people import FIRST_ADDED_KEY, Activity, People, Person
 from lifelogger.sandbox.state import State
 
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """An edit of one activity at one provider."""
-
-    version: int = 0
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    """What its item says instead, in the provider's words."""
-    removed: tuple[str, ...] = ()
-    """Fields that its item lacks."""
-    raw: str | None = None
-    """JSON that is served in place of the item, whatever it is."""
-    start: int | None = None
-    """When it started after all, in epoch seconds."""
-    deleted: bool = False
-
-
-UNCHANGED = Change()
+MOST_START = 60_000_000_000
+"""Starts further from 1970 (epoch seconds) have no local time, but an order they still have."""
 
 
 class Shown(NamedTuple):
@@ -42,6 +27,11 @@ class Shown(NamedTuple):
     activity: Activity
     change: Change
 
+    @property
+    def moved(self) -> Activity:
+        """The activity at the start it has here, unless that one has no local time."""
+        return self.activity._replace(start=self.start) if abs(self.start) < MOST_START else self.activity
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -50,6 +40,8 @@ class View:
     shown: Sequence[Shown]
     begin: float
     end: float
+    changes: Mapping[str, Change]
+    """Of which it was made."""
 
     def between(self, after: float | None, before: float | None) -> Sequence[Shown]:
         """What started strictly after and before these moments (epoch seconds)."""
@@ -66,34 +58,29 @@ def _start(shown: Shown) -> int:
 
 
 class Activities:
-    """The activities of all people, with a memory for what was done to them by hand."""
+    """The activities of all people, with a memory for those that were added by hand."""
 
-    def __init__(self, state: State, people: People) -> None:
+    def __init__(self, state: State, people: People, changes: Changes) -> None:
         self.state = state
         self.people = people
+        self.changes = changes
         self.load()
 
     def load(self) -> None:
         """Take up what the state knows, and forget everything else."""
-        self._views: dict[tuple[str, int], View] = {}
+        self._views: dict[tuple[str, str, int], View] = {}
         self._added: dict[int, dict[int, Activity]] = {}
         for key, text in self.state.db.execute("SELECT key, activity FROM added"):
             self._keep(Activity(key, *json.loads(text)))
-        self._changes: dict[tuple[str, int], Change] = {}
-        for provider, key, version, fields, removed, raw, start, deleted in self.state.db.execute(
-            "SELECT provider, key, version, fields, removed, raw, start, deleted FROM changes"
-        ):
-            change = Change(
-                version, json.loads(fields), tuple(json.loads(removed)), raw, start, bool(deleted)
-            )
-            self._changes[provider, key] = change
 
-    def view(self, provider: str, person: Person, now: float) -> View:
-        known = self._views.get((provider, person.index))
-        if known is not None and known.begin <= now < known.end:
+    def view(self, provider: str, stream: str, person: Person, now: float) -> View:
+        """What a provider's stream of activities shows."""
+        changes = self.changes.of(provider, stream, person)
+        known = self._views.get((provider, stream, person.index))
+        if known is not None and known.begin <= now < known.end and known.changes is changes:
             return known
-        seen = self._look(provider, person, now)
-        self._views[provider, person.index] = seen
+        seen = self._look(changes, person, now)
+        self._views[provider, stream, person.index] = seen
         return seen
 
     def find(self, key: int, until: float) -> Activity | None:
@@ -113,44 +100,14 @@ class Activities:
         ).fetchone()
         activity = activity._replace(key=key)
         self._keep(activity)
-        self._forget_views(activity)
+        for owner in [owner for owner in self._views if owner[-1] == activity.owner]:
+            del self._views[owner]
         return activity
-
-    def change(self, provider: str, activity: Activity, **values: Any) -> Change:
-        """Edit at one provider: `values` are fields of `Change`. Belongs into a transaction."""
-        before = self._changes.get((provider, activity.key), UNCHANGED)
-        after = replace(before, version=before.version + 1, **values)
-        person = self.people.all[activity.owner]
-        self.state.db.execute(
-            "INSERT OR REPLACE INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                provider,
-                activity.key,
-                person.user_id,
-                after.version,
-                json.dumps(dict(after.fields)),
-                json.dumps(after.removed),
-                after.raw,
-                after.start,
-                after.deleted,
-            ),
-        )
-        self._changes[provider, activity.key] = after
-        self._forget_views(activity)
-        return after
-
-    def changed(self, provider: str, activity: Activity) -> Change:
-        """What was done to an activity at a provider so far."""
-        return self._changes.get((provider, activity.key), UNCHANGED)
 
     def _keep(self, activity: Activity) -> None:
         self._added.setdefault(activity.owner, {})[activity.key] = activity
 
-    def _forget_views(self, activity: Activity) -> None:
-        for provider, index in [owner for owner in self._views if owner[1] == activity.owner]:
-            del self._views[provider, index]
-
-    def _look(self, provider: str, person: Person, now: float) -> View:
+    def _look(self, changes: Mapping[str, Change], person: Person, now: float) -> View:
         shown, begin, end = [], -math.inf, now + 86_400
         moved = False
         for activities in (
@@ -162,11 +119,11 @@ class Activities:
                     end = min(end, activity.uploaded)
                     continue
                 begin = max(begin, activity.uploaded)
-                change = self._changes.get((provider, activity.key), UNCHANGED)
+                change = changes.get(str(activity.key), UNCHANGED) if changes else UNCHANGED
                 if not change.deleted:
                     start = activity.start if change.start is None else change.start
                     moved = moved or change.start is not None
                     shown.append(Shown(start, activity, change))
         if moved or self._added.get(person.index):
             shown.sort(key=lambda one: (one.start, one.activity.key))
-        return View(shown, begin, end)
+        return View(shown, begin, end, changes)

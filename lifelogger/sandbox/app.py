@@ -17,10 +17,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from lifelogger.sandbox.calls import Call, Reply, compact
 from lifelogger.sandbox.control import control_app
 from lifelogger.sandbox.faults import UNSET, Asked, Fault
 from lifelogger.sandbox.ledger import Entry, masked
-from lifelogger.sandbox.provider import Call, Provider, Reply, compact
+from lifelogger.sandbox.provider import Provider
 from lifelogger.sandbox.world import World
 
 CHUNK = b"x" * 65_536

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from html import escape
 from urllib.parse import urlencode, urlsplit
 
+from lifelogger.sandbox.calls import Call, Mistake, Reply
 from lifelogger.sandbox.grants import Code, Grants
 from lifelogger.sandbox.people import People
-from lifelogger.sandbox.provider import Call, Mistake, Reply
 
 CODE_SECONDS = 600
 DECISIONS = ("person", "grant", "deny")

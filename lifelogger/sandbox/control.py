@@ -17,11 +17,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lifelogger.sandbox.activities import Shown
+from lifelogger.sandbox.calls import Mistake, compact, whole
+from lifelogger.sandbox.changes import Edit, merged, removed
 from lifelogger.sandbox.ledger import COLUMNS, USED_TWICE
 from lifelogger.sandbox.people import SPORTS, Activity, Person
-from lifelogger.sandbox.provider import Mistake, Provider, compact, whole
-from lifelogger.sandbox.world import World
+from lifelogger.sandbox.provider import Provider
+from lifelogger.sandbox.world import DEFAULT, World
 
 EDITS = ("start", "uploaded", "fields", "remove", "raw", "elapsed", "sport", "private", "provider")
 """What a request to add or edit an activity may say."""
@@ -49,6 +50,8 @@ def control_app(world: World) -> Starlette:
             _post("clock", control.turn_clock),
             _get("people/{person}/activities", control.truth),
             _post("people/{person}/activities", control.add),
+            _get("people/{person}/items", control.items),
+            _post("people/{person}/items", control.change_item),
             _patch("activities/{key}", control.edit),
             _delete("activities/{key}", control.delete),
             _get("faults", control.faults),
@@ -135,18 +138,43 @@ class Control:
         self.world.keep_clock()
         return self.show_clock(params, {})
 
+    def items(self, params: Json, body: Json) -> list[Json]:
+        """The truth of a stream, newest first: all there is of it now, whoever may see it."""
+        _only(params, "person", "provider", "stream")
+        provider, person = self._provider(params), self._person(params["person"])
+        found = provider.truth(person, _stream(provider, params), self.world.clock.now())
+        return [{"key": item.key, "item": item.value} for item in found]
+
+    def change_item(self, params: Json, body: Json) -> Json:
+        """Change an item: `fields` are merged into it, `remove` names what it lacks, `raw` takes its place,
+        `deleted` takes it away and brings it back."""
+        _only(body, "provider", "stream", "key", "fields", "remove", "raw", "deleted")
+        provider, person = self._provider(body), self._person(params["person"])
+        stream, key, fields = _stream(provider, body), _text(body, "key", ""), _object(body, "fields")
+        values = _changed(body)
+        if stream == provider.activity_stream:
+            own: Any = fields
+            for name in provider.activity_path:
+                own = own.get(name)
+                own = own if isinstance(own, dict) else {}
+            values |= _moved(provider.start_in(own))
+        edits = [*merged(fields), *removed(_words(body, "remove") or ())]
+        with self.world.state:
+            return {"key": key, "item": provider.change(person, stream, key, edits, **values)}
+
     def truth(self, params: Json, body: Json) -> list[Any]:
-        """All that can be seen of a person now, private or not, newest first."""
-        provider = self._provider(params)
-        view = self.world.activities.view(
-            provider.name, self._person(params["person"]), self.world.clock.now()
-        )
-        return [provider.item(shown) for shown in reversed(view.shown)]
+        """All activities that can be seen of a person now, private or not, newest first."""
+        provider, person = self._provider(params), self._person(params["person"])
+        return [
+            item.value for item in provider.truth(person, provider.activity_stream, self.world.clock.now())
+        ]
 
     def add(self, params: Json, body: Json) -> Any:
         """A new activity: by default one that has just ended and is already uploaded."""
         _only(body, *EDITS)
         provider, person = self._provider(body), self._person(params["person"])
+        if not provider.activity_stream:
+            raise Mistake(f"{provider.title} shows no activities")
         now = self.world.clock.now()
         fields = _object(body, "fields")
         elapsed = body.get("elapsed", fields.get("elapsed_time", 1800))
@@ -179,9 +207,9 @@ class Control:
             return self._edit(provider, self._activity(params), body)
 
     def delete(self, params: Json, body: Json) -> Json:
-        provider = self._provider(params)
+        provider, activity = self._provider(params), self._activity(params)
         with self.world.state:
-            self.world.activities.change(provider.name, self._activity(params), deleted=True)
+            self._change(provider, activity, (), deleted=True)
         return {}
 
     def faults(self, params: Json, body: Json) -> list[Json]:
@@ -310,7 +338,7 @@ class Control:
         return {}
 
     def _provider(self, values: Json) -> Provider:
-        name = values.get("provider") or next(iter(self.world.providers))
+        name = values.get("provider") or DEFAULT
         if not isinstance(name, str) or name not in self.world.providers:
             raise Mistake(f"no provider {name!r}: one of {', '.join(self.world.providers)}")
         return self.world.providers[name]
@@ -329,24 +357,20 @@ class Control:
         return activity
 
     def _edit(self, provider: Provider, activity: Activity, body: Json) -> Json:
-        """Apply what a request says beyond the activity itself; its id and what its item is then."""
-        change = self.world.activities.changed(provider.name, activity)
-        fields = _object(body, "fields")
-        start = change.start
-        if body.get("start") is not None:
-            start = int(_moment(body, "start"))
-        elif (moved := provider.start_in(fields)) is not None:
-            start = moved
-        if fields or body.keys() & {"remove", "raw", "start"}:
-            change = self.world.activities.change(
-                provider.name,
-                activity,
-                fields={**change.fields, **fields},
-                removed=tuple({*change.removed, *(_words(body, "remove") or ())} - fields.keys()),
-                raw=json.dumps(body["raw"]) if "raw" in body else change.raw,
-                start=start,
-            )
-        return {"id": activity.key, "item": provider.item(Shown(activity.start, activity, change))}
+        """Apply what a request says beyond the activity itself; its id and what its item is then.
+
+        Here `fields` are the activity's own, wherever they are in its item, and each is replaced as a whole.
+        """
+        fields, path = _object(body, "fields"), provider.activity_path
+        start = _moment(body, "start") if body.get("start") is not None else provider.start_in(fields)
+        edits = [Edit((*path, name), value) for name, value in fields.items()]
+        edits += removed(_words(body, "remove") or (), path)
+        return self._change(provider, activity, edits, **_changed(body), **_moved(start))
+
+    def _change(self, provider: Provider, activity: Activity, edits: Sequence[Edit], **values: Any) -> Json:
+        person = self.world.people.all[activity.owner]
+        item = provider.change(person, provider.activity_stream, str(activity.key), edits, **values)
+        return {"id": activity.key, "item": item}
 
     def _check_choice(self, body: Json) -> None:
         """Refuse what would never be met: an unknown person or provider, a pattern that fits no route."""
@@ -394,6 +418,27 @@ def _only(values: Json, *names: str) -> None:
     for name in values:
         if name not in names:
             raise Mistake(f"no parameter {name!r}: one of {', '.join(names)}")
+
+
+def _stream(provider: Provider, values: Json) -> str:
+    name = _text(values, "stream", provider.activity_stream)
+    if name not in provider.streams:
+        raise Mistake(f"no stream {name!r} at {provider.title}: one of {', '.join(provider.streams)}")
+    return name
+
+
+def _changed(body: Json) -> Json:
+    """What a request says of an item as a whole, as fields of a `Change`."""
+    found: Json = {"raw": json.dumps(body["raw"])} if "raw" in body else {}
+    if body.get("deleted") is not None:
+        if not isinstance(body["deleted"], bool):
+            raise Mistake(f"deleted: {body['deleted']!r} is not true or false")
+        found["deleted"] = body["deleted"]
+    return found
+
+
+def _moved(start: float | None) -> Json:
+    return {} if start is None else {"start": int(start)}
 
 
 def _number(body: Json, name: str) -> float:

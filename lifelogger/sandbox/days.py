@@ -7,7 +7,7 @@ a person is the same whenever it is looked at. It knows no provider.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from random import Random
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -41,6 +41,18 @@ class Sleep(NamedTuple):
     def seconds(self, *kinds: str) -> int:
         """How long it was of these kinds of stage."""
         return sum(stage.end - stage.start for stage in self.stages if stage.kind in kinds)
+
+
+class Beat(NamedTuple):
+    """How fast the heart beats at a moment."""
+
+    moment: int
+    """Epoch seconds."""
+    at: datetime
+    """The same, where the person lives."""
+    rate: int
+    """Beats a minute."""
+    asleep: bool
 
 
 class Day(NamedTuple):
@@ -121,6 +133,20 @@ def days(seed: int, person: Person, first: date, last: date, now: float) -> Iter
         )
 
 
+def beats(person: Person, first: date, last: date, now: float) -> Iterator[Beat]:
+    """The heart each five minutes that something was worn, on some days (UTC), as far as it was synced: to
+    the full hour."""
+    begin = max(midnight(first), -(-person.joined // 300) * 300)
+    end = min(midnight(last + timedelta(days=1)), int(now // HOUR * HOUR))
+    zone = ZoneInfo(person.timezone)
+    for moment in range(begin, end, 300):
+        if moment // 300 % 17:
+            at = datetime.fromtimestamp(moment, zone)
+            asleep = at.hour < 6
+            rate = person.resting_pulse + moment // 300 * 7919 % (9 if asleep else 60)
+            yield Beat(moment, at, rate, asleep)
+
+
 def dates(person: Person, first: date, last: date, now: float) -> Iterator[date]:
     """The civil days from `first` to `last` on which a person recorded something by `now`."""
     zone = ZoneInfo(person.timezone)
@@ -134,3 +160,8 @@ def dates(person: Person, first: date, last: date, now: float) -> Iterator[date]
 def local(person: Person, day: date, hour: int) -> int:
     """The epoch second of an hour of a civil day, where the person lives."""
     return int(datetime.combine(day, time(hour), ZoneInfo(person.timezone)).timestamp())
+
+
+def midnight(day: date) -> int:
+    """The epoch second in which a day begins in UTC."""
+    return int(datetime.combine(day, time(), UTC).timestamp())

@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
+from random import Random
 from typing import Any
 
-from lifelogger.sandbox.provider import Mistake
+from lifelogger.sandbox.calls import Mistake
 
 UNSET: Any = object()
 FRAMING = ("content-length", "transfer-encoding")
@@ -43,6 +44,9 @@ class Choice:
     """How many requests; None: all that come."""
     skip: int = 0
     """How many to let pass first."""
+    share: float = 1
+    """How many of those that fit then are meant: 0.02 are two in a hundred, by chance, each time the same."""
+    seen: int = 0
     hits: int = 0
 
     def takes(self, asked: Asked) -> bool:
@@ -51,6 +55,9 @@ class Choice:
             return False
         if self.skip:
             self.skip -= 1
+            return False
+        self.seen += 1
+        if self.share < 1 and Random(f"{self.match}/{self.share}/{self.seen}").random() >= self.share:
             return False
         self.hits += 1
         return True
@@ -164,6 +171,8 @@ class Faults:
                 raise Mistake(f"{name}: {value!r} is not {' or '.join(one.__name__ for one in types[name])}")
             if name in POSITIVE and value is not None and value < 0:
                 raise Mistake(f"{name}: {value!r} is less than 0")
+            if name == "share" and value is not None and not 0 < value <= 1:
+                raise Mistake(f"share: {value!r} is not more than 0 and at most 1")
         self.last += 1
         given = {name: value for name, value in values.items() if value is not None or name == "json"}
         return {"id": self.last, **given}
@@ -180,6 +189,7 @@ CHOICE_TYPES: dict[str, tuple[type, ...]] = {
     "person": (str,),
     "times": (int,),
     "skip": (int,),
+    "share": (int, float),
 }
 FAULT_TYPES: dict[str, tuple[type, ...]] = {
     **CHOICE_TYPES,

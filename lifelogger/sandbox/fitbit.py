@@ -11,20 +11,17 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo
 
-from lifelogger.sandbox.activities import Activities, Shown
-from lifelogger.sandbox.clock import Clock
-from lifelogger.sandbox.consent import Consent
-from lifelogger.sandbox.days import Day, Sleep, days, sleeps
-from lifelogger.sandbox.grants import Grant
-from lifelogger.sandbox.ledger import OTHER, PAGE, READ, TOKEN, Ledger
-from lifelogger.sandbox.people import SPORTS, People, Person, Sport
-from lifelogger.sandbox.provider import Call, Mistake, Provider, Reply, json_reply, route, whole
-from lifelogger.sandbox.state import State
+from lifelogger.sandbox.calls import Call, Reply, Route, json_reply, route
+from lifelogger.sandbox.days import Beat, Day, Sleep, beats, days, sleeps
+from lifelogger.sandbox.grants import Token
+from lifelogger.sandbox.ledger import OTHER, PAGE, READ, TOKEN
+from lifelogger.sandbox.people import SPORTS, Activity, Person, Sport
+from lifelogger.sandbox.provider import Item, Provider, Refusal, utc
 
 PREFIX = "https://www.googleapis.com/auth/googlehealth."
 ACTIVITY, METRICS, SLEEP = (
@@ -33,7 +30,6 @@ ACTIVITY, METRICS, SLEEP = (
 )
 SCOPES = (ACTIVITY, METRICS, SLEEP, f"{PREFIX}profile.readonly")
 USUAL_SCOPES = (ACTIVITY, METRICS, SLEEP)
-ORDERS = ("descending", "ascending")
 DAY = timedelta(days=1)
 DAY_SECONDS = 86_400
 
@@ -78,13 +74,15 @@ class Summed(NamedTuple):
     """Days of one request, and of one page."""
 
 
+SAMPLE_TIME = ("sample_time.physical_time", "sample_time.civil_time")
 LISTED = {
     "exercise": Listed(ACTIVITY, ("interval.civil_start_time",), 25, 25),
     "sleep": Listed(SLEEP, ("interval.end_time", "interval.civil_end_time"), 25, 25),
     "daily-resting-heart-rate": Listed(METRICS, ("date",)),
     "daily-heart-rate-variability": Listed(METRICS, ("date",)),
     "daily-oxygen-saturation": Listed(METRICS, ("date",)),
-    "weight": Listed(METRICS, ("sample_time.physical_time", "sample_time.civil_time")),
+    "weight": Listed(METRICS, SAMPLE_TIME),
+    "heart-rate": Listed(METRICS, SAMPLE_TIME),
 }
 SUMMED = {
     "steps": Summed(ACTIVITY, lambda day: {"countSum": str(day.steps)}),
@@ -102,17 +100,15 @@ SUMMED = {
 }
 
 
-class Invalid(Exception):
+SAMPLES = "heart-rate-samples"
+"""The stream of `heart-rate` as a list; by its own name it is the roll-up."""
+
+
+class Invalid(Refusal):
     """A request that the specification does not allow; the message says why."""
 
-
-class Point(NamedTuple):
-    """A data point, and where filters find it."""
-
-    item: Any
-    found: Mapping[str, str]
-    """By member: instants as RFC 3339 in UTC, civil times and dates as ISO 8601; they sort as text."""
-    order: float
+    def __init__(self, message: str) -> None:
+        super().__init__(400, f"not in the specification: {message}", fault(400, "INVALID_ARGUMENT", message))
 
 
 class Fitbit(Provider):
@@ -121,60 +117,33 @@ class Fitbit(Provider):
     name = "fitbit"
     title = "Fitbit"
     base = "/v4/users/me"
+    scopes = SCOPES
+    usual_scopes = USUAL_SCOPES
+    streams = (*(name for name in LISTED if name not in SUMMED), *SUMMED, SAMPLES)
+    activity_stream = "exercise"
+    activity_path = ("exercise",)
     defaults: ClassVar[Mapping[str, Any]] = {
         "access_token_seconds": 3600,
         "order": "descending",
         "not_linked": [],
     }
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"order": ("descending", "ascending")}
     pools: ClassVar[Mapping[str, tuple[int, ...]]] = {"user": (60,), "project": (60, DAY_SECONDS)}
+    first_limits: ClassVar[Mapping[str, tuple[int, ...]]] = {"user": (300,), "project": (120_000, 86_400_000)}
 
-    def __init__(
-        self, state: State, clock: Clock, people: People, activities: Activities, ledger: Ledger
-    ) -> None:
-        super().__init__(state, clock, people, activities, ledger)
-        self.consent = Consent(self.grants, people, self.title, SCOPES, " ")
+    def make_routes(self) -> Sequence[Route]:
         points = "/dataTypes/{type}/dataPoints"
-        self.routes = (
+        return (
             route(READ, "GET /identity", self._identity, self.base),
             route(READ, f"GET {points}", self._list, self.base),
             route(READ, f"GET {points}:reconcile", self._list, self.base),
             route(READ, f"POST {points}:dailyRollUp", self._roll_up, self.base),
-            route(TOKEN, "POST /token", self._token),
-            route(TOKEN, "POST /revoke", self._revoke),
-            route(PAGE, "GET /o/oauth2/v2/auth", self._authorize),
+            route(TOKEN, "POST /token", self.token),
+            route(TOKEN, "POST /revoke", self.revoke),
+            route(PAGE, "GET /o/oauth2/v2/auth", self.authorize),
         )
 
-    def first_limits(self) -> dict[str, list[int]]:
-        return {"user": [300], "project": [120_000, 86_400_000]}
-
-    def check_setting(self, name: str, value: object) -> None:
-        if name == "access_token_seconds" and whole(value):
-            return
-        if name == "order" and value in ORDERS:
-            return
-        if name == "not_linked" and isinstance(value, list) and all(isinstance(each, str) for each in value):
-            return
-        if name in self.defaults:
-            raise Mistake(f"{name}: {value!r} is no value of it; `order` is one of {', '.join(ORDERS)}")
-        raise Mistake(f"no setting {name!r}: one of {', '.join(self.defaults)}")
-
-    # Who asks, and what it costs
-
-    def identify(self, call: Call) -> None:
-        kind = self.kind(call)
-        if kind == PAGE:
-            call.client = call.asked("client_id") or ""
-            call.entry.person = call.asked("person")
-        elif kind == TOKEN:
-            refresh, either = call.form.get("refresh_token", ""), call.form.get("token", "")
-            call.token = self.grants.find(refresh or either, "refresh") or self.grants.find(either, "access")
-            call.client = call.form.get("client_id") or (call.token.grant.client if call.token else "")
-        else:
-            call.token = self.grants.find(bearer(call), "access")
-            call.client = call.token.grant.client if call.token else self.grants.newest_client()
-        if call.token:
-            call.entry.person = call.token.grant.person
-        call.entry.client = call.client or None
+    # What it costs
 
     def count(self, call: Call) -> None:
         """OAuth is another service: only the API's own requests are counted."""
@@ -185,10 +154,6 @@ class Fitbit(Provider):
         over_project = self.spend(call.client, ("project",), call.now)
         call.refused = over_user or over_project
 
-    def headers(self, call: Call) -> dict[str, str]:
-        """Google tells nothing of what is used."""
-        return {}
-
     def usage_note(self, call: Call) -> str:
         if not call.pools:
             return ""
@@ -197,57 +162,48 @@ class Fitbit(Provider):
 
     # What is answered
 
-    def answer(self, call: Call) -> Reply:
-        if call.refused:
-            return fault(429, "RESOURCE_EXHAUSTED", "Quota exceeded.", "RATE_LIMIT_EXCEEDED")
-        if call.route is None:
-            call.entry.note = "no such route"
-            return fault(404, "NOT_FOUND", "Method not found.")
-        if call.route.kind == READ:
-            token = call.token
-            if token is None:
-                call.entry.note = "unknown access token"
-            expired = token and token.expires_at is not None and token.expires_at <= self.clock.now()
-            if token is None or token.grant.revoked or expired:
-                return fault(401, "UNAUTHENTICATED", "Request had invalid authentication credentials.")
-            if token.grant.person in self.settings["not_linked"]:
-                return fault(
-                    400, "FAILED_PRECONDITION", "The account has no Fitbit profile.", "ACCOUNT_NOT_LINKED"
-                )
-        try:
-            return call.route.answer(call)
-        except Invalid as error:
-            call.entry.note = f"not in the specification: {error}"
-            return fault(400, "INVALID_ARGUMENT", str(error))
-
     def failure(self, status: int) -> Reply:
-        return fault(status, STATUSES.get(status, "UNKNOWN"), f"Error {status}.")
+        return fault(status, *FAULTS.get(status, ("UNKNOWN", f"Error {status}.")))
+
+    def invalid(self, parameter: str) -> Reply:
+        return fault(400, "INVALID_ARGUMENT", f"Invalid parameter: {parameter}")
+
+    def missing(self, scope: str) -> Reply:
+        message = "Request had insufficient authentication scopes."
+        return fault(403, "PERMISSION_DENIED", message, "ACCESS_TOKEN_SCOPE_INSUFFICIENT")
+
+    def check_token(self, call: Call) -> None:
+        super().check_token(call)
+        assert call.token is not None
+        if call.token.grant.person in self.settings["not_linked"]:
+            reply = fault(
+                400, "FAILED_PRECONDITION", "The account has no Fitbit profile.", "ACCOUNT_NOT_LINKED"
+            )
+            raise Refusal(400, "", reply)
 
     def _identity(self, call: Call) -> Reply:
         check_parameters(call, ())
-        _, person = self._owner(call)
-        return json_reply(200, {"name": "users/me/identity", **self.account(person)})
+        return json_reply(200, {"name": "users/me/identity", **self.account(self.asker(call))})
 
     def _list(self, call: Call) -> Reply:
         """`list` and `reconcile`. The order of the latter is not documented: the setting turns it."""
         check_parameters(call, LIST_PARAMETERS)
-        grant, person = self._owner(call)
         name = call.params["type"]
         if name not in LISTED:
             raise Invalid(f"the data type {name} is not simulated as a list")
         about = LISTED[name]
-        if about.scope not in grant.scopes:
-            return missing(call, about.scope)
+        person = self.asker(call, about.scope)
         wanted = call.asked("filter")
         if not wanted:
             call.entry.note = "no filter: walks the whole history"
         bounds = parsed(wanted or "", name, about.members)
         size = min(page_size(call.asked("pageSize")) or about.usual, about.largest)
-        near = self.points(person, name, *reach(bounds))
+        stream = SAMPLES if name in SUMMED else name
+        near = self.listed(person, stream, *reach(bounds), self.clock.now())
         points = [point for point in near if all(bound.takes(point) for bound in bounds)]
         points.sort(key=lambda point: point.order, reverse=self.settings["order"] == "descending")
         return paged(
-            [point.item for point in points],
+            [point.value for point in points],
             "dataPoints",
             size,
             call.asked("pageToken"),
@@ -257,13 +213,11 @@ class Fitbit(Provider):
 
     def _roll_up(self, call: Call) -> Reply:
         check_parameters(call, ())
-        grant, person = self._owner(call)
         name = call.params["type"]
         if name not in SUMMED:
             raise Invalid(f"the data type {name} is not simulated as a roll-up")
         about = SUMMED[name]
-        if about.scope not in grant.scopes:
-            return missing(call, about.scope)
+        person = self.asker(call, about.scope)
         try:
             body = json.loads(call.body)
         except ValueError:
@@ -283,59 +237,48 @@ class Fitbit(Provider):
             call.endless,
         )
 
-    def _owner(self, call: Call) -> tuple[Grant, Person]:
-        assert call.token is not None
-        return call.token.grant, self.people.by_id[call.token.grant.person]
-
     # Data points
 
-    def points(self, person: Person, name: str, first: date, last: date) -> Iterator[Point]:
-        """All points of a data type that there are by now, of some days; others may be among them."""
-        now, zone, seed = self.clock.now(), ZoneInfo(person.timezone), self.people.seed
-        if name == "exercise":
-            after, before = (midnight(day, zone) for day in (first, last))
-            for shown in self.activities.view(self.name, person, now).between(after, before):
-                yield Point(self.item(shown), civil_start(shown, zone), shown.start)
-        elif name == "sleep":
+    def points(self, person: Person, stream: str, first: date, last: date, now: float) -> Iterator[Item]:
+        zone, seed = ZoneInfo(person.timezone), self.people.seed
+        if stream == "exercise":
+            for item in super().points(person, stream, first, last, now):
+                start = datetime.fromisoformat(item.value["exercise"]["interval"]["startTime"])
+                yield item._replace(found={"interval.civil_start_time": civil(start.astimezone(zone))})
+        elif stream == "sleep":
             for slept in sleeps(seed, person, first, last, now):
                 end = datetime.fromtimestamp(slept.end, zone)
                 found = {"interval.end_time": utc(slept.end), "interval.civil_end_time": civil(end)}
-                yield Point(self._sleep(person, slept, zone), found, slept.start)
-        elif name == "weight":
-            for day in days(seed, person, first, last, now):
-                if day.weight is not None:
-                    at = datetime.fromtimestamp(day.weighed, zone)
-                    found = {
-                        "sample_time.physical_time": utc(day.weighed),
-                        "sample_time.civil_time": civil(at),
-                    }
-                    yield Point(weight(day, at), found, day.weighed)
+                yield Item(utc(slept.start), self._sleep(person, slept, zone), slept.start, found)
+        elif stream == SAMPLES:
+            for beat in beats(person, first, last, now):
+                time = sample_time(beat.moment, beat.at)
+                found = sampled(time["physicalTime"], beat.at)
+                yield Item(time["physicalTime"], heart_rate(beat, time), beat.moment, found)
         else:
             for day in days(seed, person, first, last, now):
-                yield Point(derived(name, day), {"date": day.date.isoformat()}, day.date.toordinal())
+                key, order = day.date.isoformat(), day.date.toordinal()
+                if stream in SUMMED:
+                    value = {camel(stream): SUMMED[stream].value(day)}
+                    yield Item(key, {**window(day.date), **value}, order)
+                elif stream != "weight":
+                    yield Item(key, derived(stream, day), order, {"date": key})
+                elif day.weight is not None:
+                    at = datetime.fromtimestamp(day.weighed, zone)
+                    time = sample_time(day.weighed, at)
+                    yield Item(key, weight(day, time), day.weighed, sampled(time["physicalTime"], at))
 
     def _rolled_up(self, person: Person, name: str, first: date, end: date) -> Iterator[Any]:
         """A point for each day that has begun; one about which nothing is known has no value."""
-        now, zone = self.clock.now(), ZoneInfo(person.timezone)
-        known = {day.date: day for day in days(self.people.seed, person, first, end - DAY, now)}
-        today = datetime.fromtimestamp(now, zone).date()
+        now = self.clock.now()
+        known = {item.key: item.value for item in self.listed(person, name, first, end - DAY, now)}
+        today = datetime.fromtimestamp(now, ZoneInfo(person.timezone)).date()
         while first < end and first <= today:
-            item: dict[str, Any] = {
-                "civilStartTime": {"date": parts(first)},
-                "civilEndTime": {"date": parts(first + DAY)},
-            }
-            if first in known:
-                item[camel(name)] = SUMMED[name].value(known[first])
-            yield item
+            yield known.get(first.isoformat(), window(first))
             first += DAY
 
-    def item(self, shown: Shown) -> Any:
-        """An exercise with what was edited in it: fields are those of an `Exercise`."""
-        _, activity, change = shown
-        if change.raw is not None:
-            return json.loads(change.raw)
+    def item(self, activity: Activity) -> Any:
         person = self.people.all[activity.owner]
-        start = activity.start if change.start is None else change.start
         measured, zone = self.people.measures(activity), ZoneInfo(person.timezone)
         sport = SPORTS.get(activity.sport, Sport(0, 40, 0))
         summary: dict[str, Any] = {"caloriesKcal": measured.calories}
@@ -346,21 +289,17 @@ class Fitbit(Provider):
             summary["averageHeartRateBeatsPerMinute"] = str(round(measured.pulse))
         if sport.speed and not sport.pedals:
             summary["steps"] = str(int(measured.distance / 0.8))
-        exercise = {
-            "interval": interval(start, start + activity.elapsed, zone),
-            "exerciseType": TYPES.get(activity.sport, "OTHER"),
-            "displayName": TYPES.get(activity.sport, "OTHER").replace("_", " ").title(),
-            "metricsSummary": summary,
-            "activeDuration": f"{measured.moving}s",
-            "createTime": utc(activity.uploaded),
-            "updateTime": utc(activity.uploaded),
-            **change.fields,
-        }
-        for name in change.removed:
-            exercise.pop(name, None)
         return {
             "dataPointName": f"users/{health_id(person)}/dataTypes/exercise/dataPoints/{activity.key:x}",
-            "exercise": exercise,
+            "exercise": {
+                "interval": interval(activity.start, activity.start + activity.elapsed, zone),
+                "exerciseType": TYPES.get(activity.sport, "OTHER"),
+                "displayName": TYPES.get(activity.sport, "OTHER").replace("_", " ").title(),
+                "metricsSummary": summary,
+                "activeDuration": f"{measured.moving}s",
+                "createTime": utc(activity.uploaded),
+                "updateTime": utc(activity.uploaded),
+            },
         }
 
     def _sleep(self, person: Person, slept: Sleep, zone: ZoneInfo) -> Any:
@@ -408,102 +347,55 @@ class Fitbit(Provider):
 
     # Authorisation
 
-    def connect(self, person: Person, client: str, scopes: Sequence[str] | None) -> dict[str, Any]:
-        asked = tuple(scopes) if scopes is not None else USUAL_SCOPES
-        for scope in asked:
-            if scope not in SCOPES:
-                raise Mistake(f"no scope {scope!r}: one of {', '.join(SCOPES)}")
-        now = self.clock.now()
-        grant = self.grants.open(client, person.user_id, asked, now)
-        access, seconds = self._issue_access(grant, now)
-        return {
-            "access_token": access,
-            "refresh_token": self.grants.issue(grant, "refresh"),
-            "expires_at": int(now) + seconds,
-            "scopes": list(asked),
-            "provider_user_id": health_id(person),
-        }
+    def authorize(self, call: Call) -> Reply:
+        method, challenge = call.asked("code_challenge_method"), call.asked("code_challenge")
+        if challenge is not None and method != "S256":
+            note = "code_challenge_method: missing or not one that can be"
+            raise Refusal(400, note, self.invalid("code_challenge_method"))
+        reply = super().authorize(call)
+        code = parse_qs(urlsplit(reply.headers.get("Location", "")).query).get("code")
+        if code and challenge:
+            self.state.db.execute("INSERT INTO meta VALUES (?, ?)", (f"challenge {code[0]}", challenge))
+        return reply
 
-    def _authorize(self, call: Call) -> Reply:
-        try:
-            method, challenge = call.asked("code_challenge_method"), call.asked("code_challenge")
-            if challenge is not None and method != "S256":
-                raise Mistake("code_challenge_method")
-            reply = self.consent.answer(call)
-            code = parse_qs(urlsplit(reply.headers.get("Location", "")).query).get("code")
-            if code and challenge:
-                self.state.db.execute("INSERT INTO meta VALUES (?, ?)", (f"challenge {code[0]}", challenge))
-            return reply
-        except Mistake as error:
-            call.entry.note = f"{error}: missing or not one that can be"
-            return fault(400, "INVALID_ARGUMENT", f"Invalid parameter: {error}")
-
-    def _token(self, call: Call) -> Reply:
-        """A refresh reply has no refresh token: the old one goes on. Errors are OAuth's, not the API's."""
-        client, secret = call.form.get("client_id", ""), call.form.get("client_secret", "")
-        now, grant_type = self.clock.now(), call.form.get("grant_type")
-        if not self.knows_client(client, secret):
-            call.entry.note = "wrong client id or secret"
-            return json_reply(401, {"error": "invalid_client", "error_description": "Unauthorized"})
-        if grant_type == "authorization_code":
-            word = call.form.get("code", "")
-            code = self.grants.redeem(word, client, now) if self._proved(call, word) else None
-            if code is not None:
-                call.entry.person = code.person
-                grant = self.grants.open(client, code.person, code.scopes, now)
-                return self._granted(grant, now, refresh_token=self.grants.issue(grant, "refresh"))
-            call.entry.note = "unknown, used, old or unproved code"
-            return json_reply(400, {"error": "invalid_grant", "error_description": "Bad Request"})
-        if grant_type != "refresh_token":
-            call.entry.note = "unknown grant_type"
-            return json_reply(400, {"error": "unsupported_grant_type", "error_description": "Bad Request"})
-        token = call.token if call.form.get("refresh_token") else None
-        if token is None or token.grant.client != client:
-            call.entry.note = "unknown refresh token"
-        elif not token.grant.revoked:
-            return self._granted(token.grant, now)
-        return json_reply(
-            400,
-            {"error": "invalid_grant", "error_description": "Token has been expired or revoked."},
-        )
-
-    def _proved(self, call: Call, code: str) -> bool:
+    def proved(self, call: Call) -> bool:
         """Whether the proof key of a sign-in that had one is shown (RFC 7636)."""
         sql = "SELECT value FROM meta WHERE key = ?"
-        row = self.state.db.execute(sql, (f"challenge {code}",)).fetchone()
+        row = self.state.db.execute(sql, (f"challenge {call.form.get('code', '')}",)).fetchone()
         digest = hashlib.sha256(call.form.get("code_verifier", "").encode()).digest()
         return row is None or row[0] == base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
-    def _granted(self, grant: Grant, now: float, **more: str) -> Reply:
-        access, seconds = self._issue_access(grant, now)
-        words = {"scope": " ".join(grant.scopes), "token_type": "Bearer", **more}
-        return json_reply(200, {"access_token": access, "expires_in": seconds, **words})
+    def renew(self, refresh: Token, now: float) -> dict[str, Any]:
+        """Without a refresh token: the old one goes on."""
+        tokens = self.issue(refresh.grant, now, refresh.token)
+        del tokens["refresh_token"]
+        return tokens
 
-    def _issue_access(self, grant: Grant, now: float) -> tuple[str, int]:
-        seconds = int(self.settings["access_token_seconds"])
-        return self.grants.issue(grant, "access", int(now) + seconds), seconds
+    def denied(self, call: Call, status: int, error: str) -> Reply:
+        """Errors are OAuth's, not the API's."""
+        revoked = error == "invalid_grant" and call.form.get("grant_type") == "refresh_token"
+        told = "Token has been expired or revoked." if revoked else DENIALS.get(error, "Bad Request")
+        return json_reply(status, {"error": error, "error_description": told})
 
-    def _revoke(self, call: Call) -> Reply:
+    def revoke(self, call: Call) -> Reply:
         if call.token is None:
             call.entry.note = "unknown token"
-            return json_reply(
-                400, {"error": "invalid_token", "error_description": "Token expired or revoked"}
-            )
-        self.grants.revoke(call.token.grant.person, self.clock.now(), call.token.grant.client)
-        return json_reply(200, {})
+            return self.denied(call, 400, "invalid_token")
+        return super().revoke(call)
 
 
 # Errors and parameters
 
-STATUSES = {
-    400: "INVALID_ARGUMENT",
-    401: "UNAUTHENTICATED",
-    403: "PERMISSION_DENIED",
-    404: "NOT_FOUND",
-    429: "RESOURCE_EXHAUSTED",
-    500: "INTERNAL",
-    503: "UNAVAILABLE",
+FAULTS: Mapping[int, tuple[str, ...]] = {
+    400: ("INVALID_ARGUMENT", "Error 400."),
+    401: ("UNAUTHENTICATED", "Request had invalid authentication credentials."),
+    403: ("PERMISSION_DENIED", "Error 403."),
+    404: ("NOT_FOUND", "Method not found."),
+    429: ("RESOURCE_EXHAUSTED", "Quota exceeded.", "RATE_LIMIT_EXCEEDED"),
+    500: ("INTERNAL", "Error 500."),
+    503: ("UNAVAILABLE", "Error 503."),
 }
+DENIALS = {"invalid_client": "Unauthorized", "invalid_token": "Token expired or revoked"}
 
 
 def fault(status: int, word: str, message: str, reason: str | None = None) -> Reply:
@@ -513,17 +405,6 @@ def fault(status: int, word: str, message: str, reason: str | None = None) -> Re
         kind = "type.googleapis.com/google.rpc.ErrorInfo"
         error["details"] = [{"@type": kind, "reason": reason, "domain": "health.googleapis.com"}]
     return json_reply(status, {"error": error})
-
-
-def missing(call: Call, scope: str) -> Reply:
-    call.entry.note = f"scope {scope} is missing"
-    message = "Request had insufficient authentication scopes."
-    return fault(403, "PERMISSION_DENIED", message, "ACCESS_TOKEN_SCOPE_INSUFFICIENT")
-
-
-def bearer(call: Call) -> str:
-    scheme, _, token = call.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def check_parameters(call: Call, names: Sequence[str]) -> None:
@@ -556,7 +437,7 @@ class Bound(NamedTuple):
     """`>=` or `<`."""
     value: str
 
-    def takes(self, point: Point) -> bool:
+    def takes(self, point: Item) -> bool:
         return (point.found[self.member] < self.value) == (self.sign == "<")
 
 
@@ -577,7 +458,7 @@ def reach(bounds: Sequence[Bound]) -> tuple[date, date]:
     most = [bound.value[:10] for bound in bounds if bound.sign == "<"]
     first = date.fromisoformat(max(least, default="1980-01-01"))
     last = date.fromisoformat(min(most, default="2999-01-01"))
-    return max(first, date(1980, 1, 1)) - 3 * DAY, min(last, date(2999, 1, 1)) + 3 * DAY
+    return max(first, date(1980, 1, 1)) - DAY, min(last, date(2999, 1, 1)) + DAY
 
 
 def literal(member: str, text: str) -> str:
@@ -664,18 +545,30 @@ def span(start: int, end: int, zone: ZoneInfo) -> dict[str, str]:
     }
 
 
-def civil_start(shown: Shown, zone: ZoneInfo) -> dict[str, str]:
-    return {"interval.civil_start_time": civil(datetime.fromtimestamp(shown.start, zone))}
+def sampled(physical: str, at: datetime) -> dict[str, str]:
+    """What filters look at of a sample."""
+    return dict(zip(SAMPLE_TIME, (physical, civil(at)), strict=True))
 
 
-def weight(day: Day, at: datetime) -> dict[str, Any]:
+def window(day: date) -> dict[str, Any]:
+    """A day of a roll-up, without its value."""
+    return {"civilStartTime": {"date": parts(day)}, "civilEndTime": {"date": parts(day + DAY)}}
+
+
+def sample_time(moment: int, at: datetime) -> dict[str, Any]:
+    """An `ObservationSampleTime`."""
+    return {"physicalTime": utc(moment), "utcOffset": offset(at), "civilTime": civil_time(at)}
+
+
+def weight(day: Day, time: dict[str, Any]) -> dict[str, Any]:
     """A `Weight`; most types have no names, and neither has this one."""
-    sample = {
-        "physicalTime": utc(day.weighed),
-        "utcOffset": offset(at),
-        "civilTime": civil_time(at),
-    }
-    return {"weight": {"sampleTime": sample, "weightGrams": round((day.weight or 0) * 1000)}}
+    return {"weight": {"sampleTime": time, "weightGrams": round((day.weight or 0) * 1000)}}
+
+
+def heart_rate(beat: Beat, time: dict[str, Any]) -> dict[str, Any]:
+    """A `HeartRate`."""
+    metadata = {"motionContext": "SEDENTARY" if beat.asleep else "ACTIVE", "sensorLocation": "WRIST"}
+    return {"heartRate": {"sampleTime": time, "beatsPerMinute": str(beat.rate), "metadata": metadata}}
 
 
 def derived(name: str, day: Day) -> dict[str, Any]:
@@ -706,14 +599,6 @@ def offset(moment: datetime) -> str:
     shift = moment.utcoffset()
     assert shift is not None
     return f"{int(shift.total_seconds())}s"
-
-
-def midnight(day: date, zone: ZoneInfo) -> float:
-    return datetime(day.year, day.month, day.day, tzinfo=zone).timestamp()
-
-
-def utc(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def civil(moment: datetime) -> str:

@@ -9,31 +9,37 @@ import base64
 import binascii
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from random import Random
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 from zoneinfo import ZoneInfo
 
-from lifelogger.sandbox.activities import Activities, Shown
-from lifelogger.sandbox.clock import Clock
-from lifelogger.sandbox.consent import Consent
-from lifelogger.sandbox.days import Day, Sleep, days, local, sleeps
+from lifelogger.sandbox.calls import Call, Mistake, Reply, Route, json_reply, route
+from lifelogger.sandbox.days import Beat, Day, Sleep, beats, days, local, sleeps
 from lifelogger.sandbox.grants import Grant
-from lifelogger.sandbox.ledger import PAGE, READ, TOKEN, USED_TWICE, Ledger
+from lifelogger.sandbox.ledger import PAGE, READ, TOKEN
 from lifelogger.sandbox.people import SPORTS, Activity, People, Person, Sport
-from lifelogger.sandbox.provider import Call, Mistake, Provider, Reply, json_reply, route, whole
-from lifelogger.sandbox.state import State
+from lifelogger.sandbox.provider import FIRST, LAST, ONE, Item, Provider, Refusal
 
 WINDOW = 300
 SCOPES = ("email", "personal", "daily", "heartrate", "workout", "tag", "session", "spo2Daily")
-USUAL_SCOPES = ("daily", "workout", "session", "spo2Daily")
+COLLECTIONS = {
+    "daily_activity": "daily",
+    "daily_readiness": "daily",
+    "daily_sleep": "daily",
+    "daily_spo2": "spo2Daily",
+    "sleep": "daily",
+    "workout": "workout",
+    "session": "session",
+}
+"""Documents of one kind each, and the scope that shows them."""
+SERIES = "heartrate"
 BY_DAY = ("start_date", "end_date", "next_token", "fields")
 REVISED_AFTER = 6 * 3600
 """A night is analysed again, when the person opens the app, so long after it ended."""
 SERIES_PAGE = 2500
-ONE = timedelta(days=1)
 HOUR = 3600
 DAY_SECONDS = 86_400
 
@@ -58,21 +64,11 @@ PHASES = {"deep": "1", "light": "2", "rem": "3", "awake": "4"}
 Document = dict[str, Any]
 
 
-class Refusal(Exception):
-    """A request that is answered with an error."""
+class Problem(Refusal):
+    """A request that is answered with an error, which says what the ledger notes."""
 
     def __init__(self, status: int, note: str, parameter: str | None = None) -> None:
-        super().__init__(note)
-        self.status, self.note, self.parameter = status, note, parameter
-
-
-class Collection(NamedTuple):
-    """Documents of one kind, and the scope that shows them."""
-
-    name: str
-    scope: str
-    documents: Callable[[Person, date, date, float], Iterator[Document]]
-    """Those of a span of days, both ends included, as they are at a moment."""
+        super().__init__(status, note, problem(status, note, parameter))
 
 
 class Oura(Provider):
@@ -81,71 +77,29 @@ class Oura(Provider):
     name = "oura"
     title = "Oura"
     base = "/v2/usercollection"
+    scopes = SCOPES
+    usual_scopes = ("daily", "workout", "session", "spo2Daily")
+    streams = (*COLLECTIONS, SERIES)
+    activity_stream = "workout"
     defaults: ClassVar[Mapping[str, Any]] = {"page_size": 50, "lapsed": [], "access_token_seconds": 86_400}
     pools: ClassVar[Mapping[str, tuple[int, ...]]] = {"requests": (WINDOW,)}
+    first_limits: ClassVar[Mapping[str, tuple[int, ...]]] = {"requests": (5000,)}
 
-    def __init__(
-        self, state: State, clock: Clock, people: People, activities: Activities, ledger: Ledger
-    ) -> None:
-        super().__init__(state, clock, people, activities, ledger)
-        self.consent = Consent(self.grants, people, self.title, SCOPES, " ")
-        self.collections = {
-            one.name: one
-            for one in (
-                Collection("daily_activity", "daily", self._activity_days),
-                Collection("daily_readiness", "daily", self._readiness),
-                Collection("daily_sleep", "daily", self._sleep_days),
-                Collection("daily_spo2", "spo2Daily", self._saturation),
-                Collection("sleep", "daily", self._sleeps),
-                Collection("workout", "workout", self._workouts),
-                Collection("session", "session", self._sessions),
-            )
-        }
-        self.routes = (
-            *(route(READ, f"GET /{name}", self._list, self.base) for name in self.collections),
-            *(route(READ, f"GET /{name}/{{document}}", self._one, self.base) for name in self.collections),
-            route(READ, "GET /heartrate", self._heart_rate, self.base),
+    def make_routes(self) -> Sequence[Route]:
+        return (
+            *(route(READ, f"GET /{name}", self._list, self.base) for name in COLLECTIONS),
+            *(route(READ, f"GET /{name}/{{document}}", self._one, self.base) for name in COLLECTIONS),
+            route(READ, f"GET /{SERIES}", self._heart_rate, self.base),
             route(READ, "GET /personal_info", self._personal_info, self.base),
-            route(TOKEN, "POST /oauth/token", self._token),
-            route(TOKEN, "POST /oauth/revoke", self._revoke),
-            route(PAGE, "GET /oauth/authorize", self._authorize),
+            route(TOKEN, "POST /oauth/token", self.token),
+            route(TOKEN, "POST /oauth/revoke", self.revoke),
+            route(PAGE, "GET /oauth/authorize", self.authorize),
         )
 
-    def first_limits(self) -> dict[str, list[int]]:
-        return {"requests": [5000]}
-
     def check_setting(self, name: str, value: object) -> None:
-        if name in ("page_size", "access_token_seconds") and whole(value) and value > 0:
-            return
-        if name == "lapsed" and isinstance(value, list) and all(word in self.people.by_id for word in value):
-            return
-        if name in self.defaults:
-            raise Mistake(f"{name}: {value!r} is no value of it; `lapsed` is a list of people")
-        raise Mistake(f"no setting {name!r}: one of {', '.join(self.defaults)}")
-
-    # Who asks, and what it costs
-
-    def identify(self, call: Call) -> None:
-        kind = self.kind(call)
-        if kind == PAGE:
-            call.client = call.asked("client_id") or ""
-            call.entry.person = call.asked("person")
-        elif kind == TOKEN:
-            call.client = call.form.get("client_id", "")
-            call.token = self.grants.find(call.form.get("refresh_token", ""), "refresh")
-            call.token = call.token or self.grants.find(call.asked("access_token") or "", "access")
-        else:
-            call.token = self.grants.find(bearer(call), "access")
-        if call.token:
-            call.entry.person = call.token.grant.person
-        if kind != PAGE and not call.client:
-            call.client = call.token.grant.client if call.token else self.grants.newest_client()
-        call.entry.client = call.client or None
-
-    def count(self, call: Call) -> None:
-        if self.kind(call) != PAGE:
-            call.pools = self.counted("requests")
-            call.refused = self.spend(call.client, call.pools, call.now)
+        super().check_setting(name, value)
+        if name == "page_size" and not value:
+            raise Mistake(f"{name}: a page has at least one document")
 
     def headers(self, call: Call) -> dict[str, str]:
         """Nothing of limits, until one was reached."""
@@ -161,25 +115,7 @@ class Oura(Provider):
             "X-RateLimit-Tier": "application",
         }
 
-    def usage_note(self, call: Call) -> str:
-        now = self.clock.now()
-        return " ".join(f"{pool} {self.usage(call.client, pool, now)[0]}" for pool in call.pools)
-
     # What is answered
-
-    def answer(self, call: Call) -> Reply:
-        if call.refused:
-            return problem(429, "Request Rate Limit Exceeded")
-        if call.route is None:
-            call.entry.note = "no such route"
-            return problem(404, "Not Found")
-        try:
-            if call.route.kind == READ:
-                self._check_token(call)
-            return call.route.answer(call)
-        except Refusal as refusal:
-            call.entry.note = refusal.note
-            return problem(refusal.status, refusal.note, refusal.parameter)
 
     def failure(self, status: int) -> Reply:
         reply = problem(status, f"Error {status}")
@@ -187,35 +123,34 @@ class Oura(Provider):
             reply.headers.update(self._limit_headers(self.clock.now()))
         return reply
 
-    def _check_token(self, call: Call) -> None:
-        token = call.token
-        if token is None:
-            raise Refusal(401, "unknown access token" if bearer(call) else "no access token")
-        expired = token.expires_at is not None and token.expires_at <= self.clock.now()
-        if token.grant.revoked or expired:
-            raise Refusal(401, "")  # it happens to everybody: no mistake
+    def missing(self, scope: str) -> Reply:
+        return problem(403, f"scope {scope} is missing")
 
-    def _asker(self, call: Call, scope: str) -> Person:
+    def invalid(self, parameter: str) -> Reply:
+        return problem(400, f"{parameter}: missing or not one that can be")
+
+    def _subscriber(self, call: Call, scope: str) -> Person:
         """Whose documents are asked for, if they may be seen."""
-        assert call.token is not None
-        grant = call.token.grant
-        if scope not in grant.scopes:
-            raise Refusal(403, f"scope {scope} is missing")
-        if grant.person in self.settings["lapsed"]:
-            raise Refusal(403, "the subscription has ended")
-        return self.people.by_id[grant.person]
+        person = self.asker(call, scope)
+        if person.user_id in self.settings["lapsed"]:
+            raise Problem(403, "the subscription has ended")
+        return person
 
     def _list(self, call: Call) -> Reply:
         only(call, BY_DAY)
         assert call.route is not None
-        collection = self.collections[call.route.label.removeprefix("GET /")]
-        person = self._asker(call, collection.scope)
+        name = call.route.label.removeprefix("GET /")
+        person = self._subscriber(call, COLLECTIONS[name])
         today = datetime.fromtimestamp(call.now, ZoneInfo(person.timezone)).date()
         last = asked_day(call, "end_date") or today
         first = asked_day(call, "start_date") or last - ONE
         if first > last:
-            raise Refusal(400, "start_date is after end_date")
-        found = list(collection.documents(person, first, last, call.now))
+            raise Problem(400, "start_date is after end_date")
+        if name == "daily_activity":
+            last -= ONE  # an `end_date` of today, say users, does not show today
+        days = (first.isoformat(), last.isoformat())
+        listed = self.listed(person, name, first, last, call.now)
+        found = [item for item in listed if days[0] <= item.order[0] <= days[1]]
         found.sort(key=place)
         after = asked_place(call)
         if call.endless:
@@ -223,60 +158,84 @@ class Oura(Provider):
         begin = 0 if after is None else bisect_right(found, after, key=place)
         page = found[begin : begin + self.settings["page_size"]]
         more = call.endless or begin + len(page) < len(found)
-        token = written(place(page[-1])) if more and page else None
-        return json_reply(200, {"data": [narrowed(call, one) for one in page], "next_token": token})
+        token = written(page[-1].order) if more and page else None
+        return json_reply(200, {"data": [narrowed(call, one.value) for one in page], "next_token": token})
 
     def _one(self, call: Call) -> Reply:
         only(call, ("fields",))
         assert call.route is not None
-        collection = self.collections[call.route.label.split("/")[1]]
-        person = self._asker(call, collection.scope)
-        since = datetime.fromtimestamp(person.joined, UTC).date()
-        until = datetime.fromtimestamp(call.now, UTC).date() + 2 * ONE
-        for document in collection.documents(person, since, until, call.now):
-            if document["id"] == call.params["document"]:
-                return json_reply(200, narrowed(call, document))
-        raise Refusal(404, "no such document")
+        name, wanted = call.route.label.split("/")[1], call.params["document"]
+        person = self._subscriber(call, COLLECTIONS[name])
+        for item in self.listed(person, name, FIRST, LAST, call.now):
+            if item.order[1] == wanted:
+                return json_reply(200, narrowed(call, item.value))
+        raise Problem(404, "no such document")
 
     def _heart_rate(self, call: Call) -> Reply:
-        """A sample each five minutes that the ring was worn, as far as it was synced: to the full hour."""
         only(call, ("start_datetime", "end_datetime", "next_token", "latest", "fields"))
-        person = self._asker(call, "heartrate")
+        person = self._subscriber(call, SERIES)
         end = asked_moment(call, "end_datetime", call.now)
-        begin = max(asked_moment(call, "start_datetime", end - DAY_SECONDS), person.joined)
+        begin = asked_moment(call, "start_datetime", end - DAY_SECONDS)
         if call.asked("next_token") is not None:
             try:
                 begin = max(begin, int(call.asked("next_token") or ""))
             except ValueError:
-                raise Refusal(400, "next_token: not one of ours") from None
-        end = min(end, call.now // HOUR * HOUR)
-        rows = [heart_rate(person, step) for step in range(-(-int(begin) // 300) * 300, int(end), 300)]
-        worn = [row for row in rows if row["timestamp_unix"] // 300_000 % 17]
+                raise Problem(400, "next_token: not one of ours") from None
+        end = min(end, call.now)
+        begin = min(max(begin, person.joined), end)
+        first, last = (datetime.fromtimestamp(moment, UTC).date() for moment in (begin, end))
+        series = self.listed(person, SERIES, first, last, call.now)
+        worn = [item for item in series if begin <= item.order < end]
         if call.asked("latest") == "true":
             worn = worn[-1:]
         page, more = worn[:SERIES_PAGE], worn[SERIES_PAGE:]
-        token = str(more[0]["timestamp_unix"] // 1000) if more else None
-        return json_reply(200, {"data": [narrowed(call, row) for row in page], "next_token": token})
+        token = str(more[0].order) if more else None
+        return json_reply(200, {"data": [narrowed(call, one.value) for one in page], "next_token": token})
 
     def _personal_info(self, call: Call) -> Reply:
         only(call, ())
         assert call.token is not None
-        grant = call.token.grant
-        person = self.people.by_id[grant.person]
+        person, scopes = self.asker(call), call.token.grant.scopes
         told: Document = {"id": account_id(person)}
-        if "personal" in grant.scopes:
+        if "personal" in scopes:
             sex = {"F": "female", "M": "male"}[person.sex]
             told |= {"age": 25 + person.index % 40, "weight": person.weight, "height": None}
             told |= {"biological_sex": sex}
-        if "email" in grant.scopes:
+        if "email" in scopes:
             told["email"] = f"{person.user_id}@example.org"
         return json_reply(200, told)
 
     # Documents
 
+    def points(self, person: Person, stream: str, first: date, last: date, now: float) -> Iterator[Item]:
+        if stream == SERIES:
+            for beat in beats(person, first, last, now):
+                row = heart_rate(beat)
+                yield Item(row["timestamp"], row, beat.moment)
+        elif stream == self.activity_stream:
+            for item in super().points(person, stream, first, last, now):
+                yield item._replace(order=(item.value["day"], item.value["id"]))
+        else:
+            documents = {
+                "daily_activity": self._activity_days,
+                "daily_readiness": self._readiness,
+                "daily_sleep": self._sleep_days,
+                "daily_spo2": self._saturation,
+                "sleep": self._sleeps,
+                "session": self._sessions,
+            }
+            for document in documents[stream](person, first, last, now):
+                yield Item(document["id"], document, (document["day"], document["id"]))
+
+    def tombstone(self, stream: str, value: Any) -> Any:
+        """A sleep that was deleted stays, and says so."""
+        return {**value, "type": "deleted"} if stream == "sleep" else None
+
+    def is_tombstone(self, stream: str, value: Any) -> bool:
+        return stream == "sleep" and isinstance(value, dict) and value.get("type") == "deleted"
+
     def _activity_days(self, person: Person, first: date, last: date, now: float) -> Iterator[Document]:
-        """Here the last day is left out: an `end_date` of today, say users, does not show today."""
-        for day in days(self.people.seed, person, first, last - ONE, now):
+        for day in days(self.people.seed, person, first, last, now):
             yield activity_day(person, day)
 
     def _readiness(self, person: Person, first: date, last: date, now: float) -> Iterator[Document]:
@@ -334,16 +293,7 @@ class Oura(Provider):
     def _sleeps(self, person: Person, first: date, last: date, now: float) -> Iterator[Document]:
         """Sleep by the day it belongs to: after 18:00 that is the next one."""
         for sleep in sleeps(self.people.seed, person, first - ONE, last, now):
-            document = sleep_document(self.people.seed, person, sleep, now)
-            if first.isoformat() <= document["day"] <= last.isoformat():
-                yield document
-
-    def _workouts(self, person: Person, first: date, last: date, now: float) -> Iterator[Document]:
-        view = self.activities.view(self.name, person, now)
-        for shown in view.between(local(person, first, 0) - 1, local(person, last + ONE, 0)):
-            document = self.item(shown)
-            if isinstance(document, dict):
-                yield document
+            yield sleep_document(self.people.seed, person, sleep, now)
 
     def _sessions(self, person: Person, first: date, last: date, now: float) -> Iterator[Document]:
         for day in days(self.people.seed, person, first, last, now):
@@ -363,16 +313,8 @@ class Oura(Provider):
                     "type": chance.choice(("breathing", "meditation", "relaxation", "body_status")),
                 }
 
-    def item(self, shown: Shown) -> Any:
-        """A workout, with what was edited in it."""
-        _, activity, change = shown
-        if change.raw is not None:
-            return json.loads(change.raw)
-        person = self.people.all[activity.owner]
-        if change.start is not None:
-            activity = activity._replace(start=change.start)
-        item = workout(person, activity, self.people) | dict(change.fields)
-        return {name: value for name, value in item.items() if name not in change.removed}
+    def item(self, activity: Activity) -> Any:
+        return workout(self.people.all[activity.owner], activity, self.people)
 
     def start_in(self, fields: Mapping[str, Any]) -> int | None:
         try:
@@ -385,76 +327,8 @@ class Oura(Provider):
 
     # Authorisation
 
-    def connect(self, person: Person, client: str, scopes: Sequence[str] | None) -> dict[str, Any]:
-        asked = tuple(scopes) if scopes is not None else USUAL_SCOPES
-        for scope in asked:
-            if scope not in SCOPES:
-                raise Mistake(f"no scope {scope!r}: one of {', '.join(SCOPES)}")
-        grant = self.grants.open(client, person.user_id, asked, self.clock.now())
-        tokens = self._issue(grant, self.clock.now())
-        return {
-            "access_token": tokens["access_token"],
-            "refresh_token": tokens["refresh_token"],
-            "expires_at": int(self.clock.now()) + tokens["expires_in"],
-            "scopes": list(asked),
-            "provider_user_id": account_id(person),
-        }
-
-    def _authorize(self, call: Call) -> Reply:
-        try:
-            return self.consent.answer(call)
-        except Mistake as error:
-            raise Refusal(400, f"{error}: missing or not one that can be") from None
-
-    def _token(self, call: Call) -> Reply:
-        client, secret = call.form.get("client_id", ""), call.form.get("client_secret", "")
-        if not self.knows_client(client, secret):
-            call.entry.note = "wrong client id or secret"
-            return json_reply(401, {"error": "invalid_client"})
-        grant_type = call.form.get("grant_type")
-        if grant_type == "authorization_code":
-            return self._redeem(call, client)
-        if grant_type == "refresh_token":
-            return self._refresh(call, client)
-        call.entry.note = "unknown grant_type"
-        return json_reply(400, {"error": "unsupported_grant_type"})
-
-    def _redeem(self, call: Call, client: str) -> Reply:
-        code = self.grants.redeem(call.form.get("code", ""), client, call.now)
-        if code is None:
-            call.entry.note = "unknown, used or old code"
-            return json_reply(400, {"error": "invalid_grant"})
-        call.entry.person = code.person
-        grant = self.grants.open(client, code.person, code.scopes, call.now)
-        return json_reply(200, self._issue(grant, call.now))
-
-    def _refresh(self, call: Call, client: str) -> Reply:
-        """A new pair, each time: the old refresh token is used up. Old access tokens live to their end."""
-        token = call.token if call.form.get("refresh_token") else None
-        if token is None or token.grant.client != client:
-            call.entry.note = "unknown refresh token"
-        elif token.replaced:
-            call.entry.note = USED_TWICE
-        elif not token.grant.revoked:
-            self.grants.replace(token.grant, "refresh", call.now)
-            return json_reply(200, self._issue(token.grant, call.now))
-        return json_reply(400, {"error": "invalid_grant"})
-
-    def _issue(self, grant: Grant, now: float) -> dict[str, Any]:
-        lifetime = int(self.settings["access_token_seconds"])
-        return {
-            "token_type": "bearer",
-            "access_token": self.grants.issue(grant, "access", int(now) + lifetime),
-            "expires_in": lifetime,
-            "refresh_token": self.grants.issue(grant, "refresh"),
-            "scope": " ".join(grant.scopes),
-        }
-
-    def _revoke(self, call: Call) -> Reply:
-        token = self.grants.find(call.asked("access_token") or "", "access")
-        if token:
-            self.grants.revoke(token.grant.person, call.now, token.grant.client)
-        return json_reply(200, {})
+    def issue(self, grant: Grant, now: float, refresh: str | None = None) -> dict[str, Any]:
+        return {**super().issue(grant, now, refresh), "token_type": "bearer"}
 
 
 # Errors and parameters
@@ -473,9 +347,9 @@ def only(call: Call, names: Sequence[str]) -> None:
     """Refuse what the document does not have: a misspelt parameter shall not be ignored."""
     for name, values in call.query.items():
         if name not in names:
-            raise Refusal(400, f"no parameter {name}")
+            raise Problem(400, f"no parameter {name}")
         if len(values) > 1:
-            raise Refusal(400, f"{name} is there twice")
+            raise Problem(400, f"{name} is there twice")
 
 
 def asked_day(call: Call, name: str) -> date | None:
@@ -486,7 +360,7 @@ def asked_day(call: Call, name: str) -> date | None:
     try:
         return date.fromisoformat(text) if len(text) == 10 else datetime.fromisoformat(text).date()
     except ValueError:
-        raise Refusal(422, f"{name}: not a date", name) from None
+        raise Problem(422, f"{name}: not a date", name) from None
 
 
 def asked_moment(call: Call, name: str, default: float) -> float:
@@ -495,7 +369,7 @@ def asked_moment(call: Call, name: str, default: float) -> float:
     try:
         return default if text is None else datetime.fromisoformat(text).astimezone(UTC).timestamp()
     except (ValueError, OverflowError):
-        raise Refusal(422, f"{name}: not a time", name) from None
+        raise Problem(422, f"{name}: not a time", name) from None
 
 
 def asked_place(call: Call) -> tuple[str, str] | None:
@@ -507,28 +381,23 @@ def asked_place(call: Call) -> tuple[str, str] | None:
         day, key = json.loads(base64.urlsafe_b64decode(text))
         return str(day), str(key)
     except (ValueError, TypeError, binascii.Error):
-        raise Refusal(400, "next_token: not one of ours") from None
+        raise Problem(400, "next_token: not one of ours") from None
 
 
-def place(document: Document) -> tuple[str, str]:
-    return str(document.get("day")), str(document.get("id"))
+def place(item: Item) -> Any:
+    return item.order
 
 
 def written(place: tuple[str, str]) -> str:
     return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
 
 
-def narrowed(call: Call, document: Document) -> Document:
+def narrowed(call: Call, document: Any) -> Any:
     """A document with the `fields` that are wanted; its id always."""
     wanted = call.asked("fields")
-    if wanted is None:
+    if wanted is None or not isinstance(document, dict):
         return document
     return {name: value for name, value in document.items() if name in ("id", *wanted.split(","))}
-
-
-def bearer(call: Call) -> str:
-    scheme, _, token = call.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 # How Oura shows people and what they did
@@ -661,15 +530,13 @@ def sleep_document(seed: int, person: Person, sleep: Sleep, now: float) -> Docum
     }
 
 
-def heart_rate(person: Person, moment: int) -> Document:
+def heart_rate(beat: Beat) -> Document:
     """A `PublicHeartRateRow`."""
-    hour = datetime.fromtimestamp(moment, ZoneInfo(person.timezone)).hour
-    asleep = hour < 6
     return {
-        "timestamp": datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
-        "timestamp_unix": moment * 1000,
-        "bpm": person.resting_pulse + moment // 300 * 7919 % (9 if asleep else 60),
-        "source": "sleep" if asleep else "awake",
+        "timestamp": datetime.fromtimestamp(beat.moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z"),
+        "timestamp_unix": beat.moment * 1000,
+        "bpm": beat.rate,
+        "source": "sleep" if beat.asleep else "awake",
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -13,6 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lifelogger.sandbox.app import App
 from lifelogger.sandbox.clock import Clock
+from lifelogger.sandbox.provider import Provider
 from lifelogger.sandbox.world import World
 
 HOST = "127.0.0.1"
@@ -92,7 +94,7 @@ class Sandbox:
     """The sandbox in a thread, on a free port.
 
     `with Sandbox(people=3, seed=1, history_days=30, clock=clock) as sandbox: sandbox.url`. Its world is
-    the thread's: ask it through the control API.
+    the thread's: ask it through the control API. `providers` are those of the world.
     """
 
     def __init__(
@@ -104,8 +106,9 @@ class Sandbox:
         state: Path | None = None,
         host: str = HOST,
         port: int = 0,
+        providers: Sequence[type[Provider]] | None = None,
     ) -> None:
-        self._world = World(people, seed, history_days, state, clock)
+        self._world = World(people, seed, history_days, state, clock, providers)
         try:
             self._listener = listen(host, port)
         except OSError:

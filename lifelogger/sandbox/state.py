@@ -1,6 +1,6 @@
 """What the sandbox remembers: one SQLite database, in memory or in a file that survives a restart.
 
-Tokens, changed activities, used-up windows and the ledger are here; people's lives are not, they
+Tokens, changed items, used-up windows and the ledger are here; people's lives are not, they
 are computed from the seed. Used from the event loop's thread alone.
 """
 
@@ -11,7 +11,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -31,9 +31,9 @@ CREATE TABLE codes (
 ) WITHOUT ROWID;
 CREATE TABLE added (key INTEGER PRIMARY KEY, person TEXT NOT NULL, activity TEXT NOT NULL);
 CREATE TABLE changes (
-    provider TEXT NOT NULL, key INTEGER NOT NULL, person TEXT NOT NULL, version INTEGER NOT NULL,
-    fields TEXT NOT NULL, removed TEXT NOT NULL, raw TEXT, start INTEGER, deleted INTEGER NOT NULL,
-    PRIMARY KEY (provider, key)
+    provider TEXT NOT NULL, stream TEXT NOT NULL, person TEXT NOT NULL, key TEXT NOT NULL,
+    version INTEGER NOT NULL, edits TEXT NOT NULL, raw TEXT, start INTEGER, deleted INTEGER NOT NULL,
+    PRIMARY KEY (provider, stream, person, key)
 ) WITHOUT ROWID;
 CREATE TABLE usage (
     pool TEXT NOT NULL, seconds INTEGER NOT NULL, start INTEGER NOT NULL, count INTEGER NOT NULL,

@@ -5,23 +5,18 @@ Where they are silent it does what loses no data; such choices are told beside t
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from random import Random
 from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
-from lifelogger.sandbox.activities import Activities, Shown
-from lifelogger.sandbox.clock import Clock
-from lifelogger.sandbox.consent import Consent
+from lifelogger.sandbox.activities import Shown
+from lifelogger.sandbox.calls import Call, Reply, Route, basic, compact, json_reply, route
 from lifelogger.sandbox.grants import Grant, Token
-from lifelogger.sandbox.ledger import OTHER, PAGE, READ, TOKEN, USED_TWICE, Ledger
-from lifelogger.sandbox.people import SPORTS, Activity, Measures, People, Person, Sport
-from lifelogger.sandbox.provider import Call, Mistake, Provider, Reply, compact, json_reply, route, whole
-from lifelogger.sandbox.state import State
+from lifelogger.sandbox.ledger import OTHER, PAGE, READ, TOKEN
+from lifelogger.sandbox.people import SPORTS, Activity, Measures, Person, Sport
+from lifelogger.sandbox.provider import Provider, Refusal, pair, utc
 
 WINDOWS = (900, 86_400)
 SCOPES = (
@@ -33,7 +28,8 @@ SCOPES = (
     "activity:read_all",
     "activity:write",
 )
-USUAL_SCOPES = ("read", "activity:read_all")
+READING = ("activity:read", "activity:read_all")
+"""Either shows activities, the second one private ones, too."""
 LARGEST_PAGE = 200
 DEFAULT_PAGE = 30
 KEPT_SECONDS = 3600
@@ -41,9 +37,6 @@ KEPT_SECONDS = 3600
 ROTATIONS = ("new access token", "always", "never")
 MOST_RENDERED = 50_000
 """Items kept as JSON: some 60 MB."""
-
-MOST_START = 60_000_000_000
-"""Starts further from 1970 (epoch seconds) have no local time, but an order they still have."""
 
 TYPES = {"TrailRun": "Run", "GravelRide": "Ride", "MountainBikeRide": "Ride"}
 """The older `type` of a `sport_type`, where it is another word."""
@@ -75,66 +68,34 @@ class Strava(Provider):
     name = "strava"
     title = "Strava"
     base = "/api/v3"
+    scopes = SCOPES
+    usual_scopes = ("read", "activity:read_all")
+    separator = ","
     defaults: ClassVar[Mapping[str, Any]] = {
         "short_pages": False,
         "rotate": "new access token",
         "access_token_seconds": 6 * 3600,
     }
+    choices: ClassVar[Mapping[str, Sequence[str]]] = {"rotate": ROTATIONS}
     pools: ClassVar[Mapping[str, tuple[int, ...]]] = {"reads": WINDOWS, "overall": WINDOWS}
+    first_limits: ClassVar[Mapping[str, tuple[int, ...]]] = {"reads": (100, 1000), "overall": (200, 2000)}
 
-    def __init__(
-        self, state: State, clock: Clock, people: People, activities: Activities, ledger: Ledger
-    ) -> None:
-        super().__init__(state, clock, people, activities, ledger)
-        self.consent = Consent(self.grants, people, self.title, SCOPES, ",")
-        self.routes = (
+    def make_routes(self) -> Sequence[Route]:
+        return (
             route(READ, "GET /athlete/activities", self._list, self.base),
             route(READ, "GET /athlete", self._athlete, self.base),
             route(READ, "GET /activities/{id}", self._detail, self.base),
             route(READ, "GET /activities/{id}/streams", self._streams, self.base),
-            route(TOKEN, "POST /oauth/token", self._token, self.base),
-            route(TOKEN, "POST /oauth/revoke", self._revoke),
-            route(PAGE, "GET /oauth/authorize", self._authorize),
+            route(TOKEN, "POST /oauth/token", self.token, self.base),
+            route(TOKEN, "POST /oauth/revoke", self.revoke),
+            route(PAGE, "GET /oauth/authorize", self.authorize),
         )
 
     def load(self) -> None:
         super().load()
         self._rendered: dict[tuple[int, int], bytes] = {}
 
-    def first_limits(self) -> dict[str, list[int]]:
-        return {"reads": [100, 1000], "overall": [200, 2000]}
-
-    def check_setting(self, name: str, value: object) -> None:
-        if name == "short_pages" and isinstance(value, bool):
-            return
-        if name == "rotate" and value in ROTATIONS:
-            return
-        if name == "access_token_seconds" and whole(value):
-            return
-        if name in self.defaults:
-            raise Mistake(f"{name}: {value!r} is no value of it; `rotate` is one of {', '.join(ROTATIONS)}")
-        raise Mistake(f"no setting {name!r}: one of {', '.join(self.defaults)}")
-
     # Who asks, and what it costs
-
-    def identify(self, call: Call) -> None:
-        kind = self.kind(call)
-        if kind == PAGE:
-            call.client = call.asked("client_id") or ""
-            call.entry.person = call.asked("person")
-        elif kind == TOKEN:
-            call.client = call.form.get("client_id") or basic(call)[0]
-            # A refresh tells its refresh token, a revocation either of the two.
-            refresh, either = call.form.get("refresh_token", ""), call.form.get("token", "")
-            call.token = self.grants.find(refresh or either, "refresh") or self.grants.find(either, "access")
-        else:
-            call.token = self.grants.find(bearer(call), "access")
-            # A token that was never given out tells no application. Whoever sent it is most likely
-            # the one that signed in last, and shall not get requests for free.
-            call.client = call.token.grant.client if call.token else self.grants.newest_client()
-        if call.token:
-            call.entry.person = call.token.grant.person
-        call.entry.client = call.client or None
 
     def count(self, call: Call) -> None:
         kind = self.kind(call)
@@ -155,58 +116,34 @@ class Strava(Provider):
             found[f"{prefix}-Usage"] = pair(self.usage(call.client, pool, now))
         return found
 
-    def usage_note(self, call: Call) -> str:
-        now = self.clock.now()
-        return " ".join(f"{pool} {pair(self.usage(call.client, pool, now))}" for pool in call.pools)
-
     # What is answered
 
-    def answer(self, call: Call) -> Reply:
-        if call.refused:
-            return fault(429, "Rate Limit Exceeded", "Application", "rate limit", "exceeded")
-        if call.route is None:
-            call.entry.note = "no such route"
-            return fault(404, "Record Not Found", "resource", "path", "invalid")
-        if call.route.kind == READ:
-            refused = self._refuse(call)
-            if refused:
-                return refused
-        return call.route.answer(call)
-
     def failure(self, status: int) -> Reply:
-        return fault(status, f"Error {status}", "Application", "", "error")
+        return fault(status, *FAULTS.get(status, (f"Error {status}", "Application", "", "error")))
 
-    def _refuse(self, call: Call) -> Reply | None:
-        """What a read is answered whose token does not work."""
-        token = call.token
-        if token is None:
-            call.entry.note = "unknown access token" if bearer(call) else "no access token"
-        if token is None or token.grant.revoked or expired(token, self.clock.now()):
-            return fault(401, "Authorization Error", "Athlete", "access_token", "invalid")
-        return None
+    def invalid(self, parameter: str) -> Reply:
+        return fault(400, "Bad Request", "Application", parameter, "invalid")
+
+    def missing(self, scope: str) -> Reply:
+        return fault(403, "Forbidden", "AccessToken", f"{scope}_permission", "missing")
 
     def _athlete(self, call: Call) -> Reply:
-        grant, person = self._owner(call)
-        return json_reply(200, athlete(person, detailed="profile:read_all" in grant.scopes))
+        return json_reply(200, athlete(self.asker(call), detailed=has(call, "profile:read_all")))
 
     def _list(self, call: Call) -> Reply:
-        grant, person = self._owner(call)
-        if not reads_activities(grant):
-            return missing(call)
+        person = self.asker(call, *READING)
         try:
             after, before = number(call, "after"), number(call, "before")
             page = number(call, "page", 1, 2**31) or 1
             size = number(call, "per_page", 1, LARGEST_PAGE) or DEFAULT_PAGE
         except ValueError as error:
-            call.entry.note = f"{error}: not a number it can be"
-            return fault(400, "Bad Request", "Application", str(error), "invalid")
+            raise Refusal(400, f"{error}: not a number it can be", self.invalid(str(error))) from None
         if call.endless:
             after, before, page = None, None, 1
-        view = self.activities.view(self.name, person, self.clock.now())
-        shown = view.between(after, before)
+        shown = self.view(person, self.clock.now()).between(after, before)
         if after is None:
             shown = shown[::-1]
-        items = self._page(shown, page, size, everything="activity:read_all" in grant.scopes)
+        items = self._page(shown, page, size, everything=has(call, READING[1]))
         return Reply(200, b"[" + b",".join(map(self._render, items)) + b"]")
 
     def _page(self, shown: Sequence[Shown], page: int, size: int, everything: bool) -> Sequence[Shown]:
@@ -226,23 +163,14 @@ class Strava(Provider):
         return full[page - 1] if page <= len(full) else ()
 
     def _detail(self, call: Call) -> Reply:
-        grant, person = self._owner(call)
-        if not reads_activities(grant):
-            return missing(call)
-        one = self._own(call, grant, person)
+        one = self._own(call, self.asker(call, *READING))
         if one is None:
             return fault(404, "Record Not Found", "Activity", "id", "invalid")
-        item = self.item(one)
-        if one.change.raw is None:
-            measured = self.people.measures(one.activity)
-            item = {**item, **details(one.activity, measured), **one.change.fields}
-            item = {name: value for name, value in item.items() if name not in one.change.removed}
-        return json_reply(200, item)
+        more = details(one.activity, self.people.measures(one.activity))
+        return json_reply(200, one.change.apply({**self.item(one.moved), **more}))
 
     def _streams(self, call: Call) -> Reply:
-        grant, person = self._owner(call)
-        if not reads_activities(grant):
-            return missing(call)
+        person = self.asker(call, *READING)
         keys = list(filter(None, (call.asked("keys") or "").split(",")))
         if not keys or any(key not in STREAMS for key in keys):
             call.entry.note = "keys: not names of streams"
@@ -250,39 +178,26 @@ class Strava(Provider):
         if call.asked("key_by_type") not in ("true", "1"):
             call.entry.note = "key_by_type: must be true"
             return fault(400, "Bad Request", "Stream", "key_by_type", "invalid")
-        one = self._own(call, grant, person)
+        one = self._own(call, person)
         measured = self.people.measures(one.activity) if one else None
         if one is None or measured is None or measured.manual:
-            return fault(404, "Record Not Found", "resource", "path", "invalid")
+            return self.failure(404)
         found = streams(one.activity, measured, person)
         return json_reply(200, {key: found[key] for key in keys if key in found})
 
-    def _owner(self, call: Call) -> tuple[Grant, Person]:
-        assert call.token is not None
-        return call.token.grant, self.people.by_id[call.token.grant.person]
-
-    def _own(self, call: Call, grant: Grant, person: Person) -> Shown | None:
+    def _own(self, call: Call, person: Person) -> Shown | None:
         """The activity that is asked for, if it is the person's and the token may see it."""
-        one = self.activities.view(self.name, person, self.clock.now()).find(int(call.params["id"]))
-        if one is None or (self._private(one) and "activity:read_all" not in grant.scopes):
-            return None
-        return one
+        one = self.view(person, self.clock.now()).find(int(call.params["id"]))
+        return None if one is None or (self._private(one) and not has(call, READING[1])) else one
 
     def _private(self, one: Shown) -> bool:
-        return bool(one.change.fields.get("private", one.activity.private))
+        private = one.activity.private
+        return bool(one.change.edited({"private": private}).get("private", private))
 
     # Items
 
-    def item(self, shown: Shown) -> Any:
-        """A `SummaryActivity`, with what was edited in it."""
-        _, activity, change = shown
-        if change.raw is not None:
-            return json.loads(change.raw)
-        person = self.people.all[activity.owner]
-        if change.start is not None and abs(change.start) < MOST_START:
-            activity = activity._replace(start=change.start)
-        item = summary(person, activity, self.people.measures(activity)) | dict(change.fields)
-        return {name: value for name, value in item.items() if name not in change.removed}
+    def item(self, activity: Activity) -> Any:
+        return summary(self.people.all[activity.owner], activity, self.people.measures(activity))
 
     def _render(self, shown: Shown) -> bytes:
         key = (shown.activity.key, shown.change.version)
@@ -290,7 +205,7 @@ class Strava(Provider):
         if text is None:
             if len(self._rendered) >= MOST_RENDERED:
                 self._rendered.clear()
-            text = self._rendered[key] = compact(self.item(shown))
+            text = self._rendered[key] = compact(self.shown(shown))
         return text
 
     def start_in(self, fields: Mapping[str, Any]) -> int | None:
@@ -308,96 +223,62 @@ class Strava(Provider):
 
     # Authorisation
 
-    def connect(self, person: Person, client: str, scopes: Sequence[str] | None) -> dict[str, Any]:
-        asked = tuple(scopes) if scopes is not None else USUAL_SCOPES
-        for scope in asked:
-            if scope not in SCOPES:
-                raise Mistake(f"no scope {scope!r}: one of {', '.join(SCOPES)}")
-        now = self.clock.now()
-        grant = self.grants.open(client, person.user_id, asked, now)
-        access, expires_at = self._issue_access(grant, now)
+    def issue(self, grant: Grant, now: float, refresh: str | None = None) -> dict[str, Any]:
+        tokens = super().issue(grant, now, refresh)
+        return {**tokens, "expires_at": int(now) + tokens["expires_in"]}
+
+    def renew(self, refresh: Token, now: float) -> dict[str, Any]:
+        """A new access token, unless there is one with an hour left. Older ones work until they expire."""
+        grant, rotate = refresh.grant, self.settings["rotate"]
+        newest = self.grants.newest(grant, "access")
+        kept = newest and newest.expires_at is not None and newest.expires_at - now > KEPT_SECONDS
+        word = refresh.token
+        if rotate == "always" or (rotate == "new access token" and not kept):
+            self.grants.replace(grant, "refresh", now)
+            word = self.grants.issue(grant, "refresh")
+        if newest is None or newest.expires_at is None or not kept:
+            return self.issue(grant, now, word)
         return {
-            "access_token": access,
-            "refresh_token": self.grants.issue(grant, "refresh"),
-            "expires_at": expires_at,
-            "scopes": list(asked),
-            "provider_user_id": str(athlete_id(person)),
+            "token_type": "Bearer",
+            "access_token": newest.token,
+            "expires_at": newest.expires_at,
+            "expires_in": newest.expires_at - int(now),
+            "refresh_token": word,
+            "scope": " ".join(grant.scopes),
         }
 
-    def _authorize(self, call: Call) -> Reply:
-        try:
-            return self.consent.answer(call)
-        except Mistake as error:
-            call.entry.note = f"{error}: missing or not one that can be"
-            return fault(400, "Bad Request", "Application", str(error), "invalid")
+    def welcome(self, person: Person) -> dict[str, Any]:
+        return {"athlete": athlete(person, detailed=False)}
 
-    def _token(self, call: Call) -> Reply:
-        client, secret = call.form.get("client_id", ""), call.form.get("client_secret", "")
-        if not self.knows_client(client, secret):
-            call.entry.note = "wrong client id or secret"
-            return fault(401, "Authorization Error", "Application", "client_secret", "invalid")
-        grant_type = call.form.get("grant_type")
-        if grant_type == "authorization_code":
-            return self._redeem(call, client)
-        if grant_type == "refresh_token":
-            return self._refresh(call, client)
-        call.entry.note = "unknown grant_type"
-        return fault(400, "Bad Request", "Application", "grant_type", "invalid")
+    def denied(self, call: Call, status: int, error: str) -> Reply:
+        if error == "invalid_client":
+            return fault(status, "Authorization Error", "Application", "client_secret", "invalid")
+        if error == "unsupported_grant_type":
+            return self.invalid("grant_type")
+        if call.form.get("grant_type") == "authorization_code":
+            return fault(status, "Bad Request", "AuthorizationCode", "code", "invalid")
+        return fault(status, "Bad Request", "RefreshToken", "refresh_token", "invalid")
 
-    def _redeem(self, call: Call, client: str) -> Reply:
-        now = self.clock.now()
-        code = self.grants.redeem(call.form.get("code", ""), client, now)
-        if code is None:
-            call.entry.note = "unknown, used or old code"
-            return fault(400, "Bad Request", "AuthorizationCode", "code", "invalid")
-        call.entry.person = code.person
-        grant = self.grants.open(client, code.person, code.scopes, now)
-        access, expires_at = self._issue_access(grant, now)
-        refresh = self.grants.issue(grant, "refresh")
-        reply = token_reply(grant, access, refresh, expires_at, now)
-        return json_reply(200, {**reply, "athlete": athlete(self.people.by_id[code.person], detailed=False)})
-
-    def _refresh(self, call: Call, client: str) -> Reply:
-        """A new access token, unless there is one with an hour left. Older ones work until they expire."""
-        now = self.clock.now()
-        token = call.token if call.form.get("refresh_token") else None
-        if token is None or token.grant.client != client:
-            call.entry.note = "unknown refresh token"
-        elif token.replaced:
-            call.entry.note = USED_TWICE
-        elif not token.grant.revoked:
-            grant, refresh = token.grant, token.token
-            newest = self.grants.newest(grant, "access")
-            if newest and newest.expires_at is not None and newest.expires_at - now > KEPT_SECONDS:
-                access, expires_at, is_new = newest.token, newest.expires_at, False
-            else:
-                (access, expires_at), is_new = self._issue_access(grant, now), True
-            rotate = self.settings["rotate"]
-            if rotate == "always" or (is_new and rotate == "new access token"):
-                self.grants.replace(grant, "refresh", now)
-                refresh = self.grants.issue(grant, "refresh")
-            return json_reply(200, token_reply(grant, access, refresh, expires_at, now))
-        return fault(400, "Bad Request", "RefreshToken", "refresh_token", "invalid")
-
-    def _issue_access(self, grant: Grant, now: float) -> tuple[str, int]:
-        expires_at = int(now) + int(self.settings["access_token_seconds"])
-        return self.grants.issue(grant, "access", expires_at), expires_at
-
-    def _revoke(self, call: Call) -> Reply:
+    def revoke(self, call: Call) -> Reply:
         client, secret = basic(call)
         if client not in self.secrets or not self.knows_client(client, secret):
             call.entry.note = "wrong client id or secret"
-            return fault(401, "Authorization Error", "Application", "client_secret", "invalid")
+            return self.denied(call, 401, "invalid_client")
         if not call.form.get("token"):
             call.entry.note = "no token to revoke"
             return fault(400, "Bad Request", "Application", "token", "missing")
-        # An unknown token is answered like a known one (RFC 7009, 2.2).
-        if call.token and call.token.grant.client == client:
-            self.grants.revoke(call.token.grant.person, self.clock.now(), client)
-        return json_reply(200, {})
+        if call.token and call.token.grant.client != client:
+            call.token = None
+        return super().revoke(call)
 
 
 # Errors and parameters
+
+FAULTS = {
+    401: ("Authorization Error", "Athlete", "access_token", "invalid"),
+    404: ("Record Not Found", "resource", "path", "invalid"),
+    429: ("Rate Limit Exceeded", "Application", "rate limit", "exceeded"),
+}
 
 
 def fault(status: int, message: str, resource: str, field: str, code: str) -> Reply:
@@ -406,17 +287,8 @@ def fault(status: int, message: str, resource: str, field: str, code: str) -> Re
     return json_reply(status, {"message": message, "errors": errors})
 
 
-def missing(call: Call) -> Reply:
-    call.entry.note = "scope activity:read is missing"
-    return fault(403, "Forbidden", "AccessToken", "activity:read_permission", "missing")
-
-
-def reads_activities(grant: Grant) -> bool:
-    return "activity:read" in grant.scopes or "activity:read_all" in grant.scopes
-
-
-def expired(token: Token, now: float) -> bool:
-    return token.expires_at is not None and token.expires_at <= now
+def has(call: Call, scope: str) -> bool:
+    return call.token is not None and scope in call.token.grant.scopes
 
 
 def number(call: Call, name: str, least: int = 0, most: int = 2**63) -> int | None:
@@ -427,38 +299,6 @@ def number(call: Call, name: str, least: int = 0, most: int = 2**63) -> int | No
     if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
         raise ValueError(name)
     return int(text)
-
-
-def bearer(call: Call) -> str:
-    scheme, _, token = call.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
-
-
-def basic(call: Call) -> tuple[str, str]:
-    """Client id and secret of HTTP Basic; empty when there are none."""
-    scheme, _, text = call.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "basic":
-        return "", ""
-    try:
-        client, _, secret = base64.b64decode(text, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        return "", ""
-    return client, secret
-
-
-def pair(numbers: Sequence[int]) -> str:
-    return ",".join(map(str, numbers))
-
-
-def token_reply(grant: Grant, access: str, refresh: str, expires_at: int, now: float) -> dict[str, Any]:
-    return {
-        "token_type": "Bearer",
-        "access_token": access,
-        "expires_at": expires_at,
-        "expires_in": max(0, expires_at - int(now)),
-        "refresh_token": refresh,
-        "scope": " ".join(grant.scopes),
-    }
 
 
 # How Strava shows people and what they did
@@ -646,10 +486,6 @@ def streams(activity: Activity, measured: Measures, person: Person) -> dict[str,
 
 def gear(person: Person, kind: str) -> str:
     return f"{kind}{10_000_000 + person.index}"
-
-
-def utc(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def signed(seconds: int) -> str:

@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 
+import lifelogger.sandbox
 from lifelogger.sandbox.activities import Activities
+from lifelogger.sandbox.changes import Changes
 from lifelogger.sandbox.clock import Clock
 from lifelogger.sandbox.faults import Faults
-from lifelogger.sandbox.fitbit import Fitbit
 from lifelogger.sandbox.ledger import Ledger
-from lifelogger.sandbox.oura import Oura
 from lifelogger.sandbox.people import People
 from lifelogger.sandbox.provider import Provider
 from lifelogger.sandbox.state import State, StateError
-from lifelogger.sandbox.strava import Strava
 
-PROVIDERS: tuple[Callable[..., Provider], ...] = (Strava, Fitbit, Oura)
+GROUP = "lifelogger.sandbox"
+"""The entry points at which other packages register classes of providers."""
+DEFAULT = "strava"
+"""The provider that the control API means when it is told none."""
+
+
+@cache
+def found() -> Sequence[type[Provider]]:
+    """The providers there are, by name: in the modules of this folder, and what other packages register."""
+    classes: dict[str, type[Provider]] = {}
+    for module in pkgutil.iter_modules(lifelogger.sandbox.__path__, f"{lifelogger.sandbox.__name__}."):
+        if not module.name.endswith("__main__"):
+            classes.update({each.name: each for each in providers_of(module.name)})
+    classes.update({each.name: each for each in (entry.load() for entry in entry_points(group=GROUP))})
+    return [classes[name] for name in sorted(classes)]
+
+
+def providers_of(module: str) -> list[type[Provider]]:
+    """The concrete providers that a module defines."""
+    members = vars(importlib.import_module(module)).values()
+    classes = [each for each in members if inspect.isclass(each) and issubclass(each, Provider)]
+    return [each for each in classes if each.__module__ == module and not inspect.isabstract(each)]
 
 
 class World:
     """The simulated world. Used from the event loop's thread alone once the server runs.
 
-    With a state file it goes on where it was; its clock, too, unless one is given.
+    With a state file it goes on where it was; its clock, too, unless one is given. Without `providers` it
+    has those that are found.
     """
 
     def __init__(
@@ -32,6 +58,7 @@ class World:
         history_days: int = 1825,
         state: Path | None = None,
         clock: Clock | None = None,
+        providers: Sequence[type[Provider]] | None = None,
     ) -> None:
         self.state = State(state)
         try:
@@ -44,10 +71,13 @@ class World:
             self.state.close()
             raise
         self.ledger = Ledger(self.state)
-        self.activities = Activities(self.state, self.people)
+        self.changes = Changes(self.state)
+        self.activities = Activities(self.state, self.people, self.changes)
         self.faults = Faults()
-        made = [make(self.state, self.clock, self.people, self.activities, self.ledger) for make in PROVIDERS]
-        self.providers: Mapping[str, Provider] = {provider.name: provider for provider in made}
+        self.providers: Mapping[str, Provider] = {
+            make.name: make(self.state, self.clock, self.people, self.activities, self.ledger)
+            for make in (found() if providers is None else providers)
+        }
 
     def keep_clock(self) -> None:
         """Write the clock down, for a restart."""
@@ -58,6 +88,7 @@ class World:
         self.faults.clear()
         self.state.clear()
         self.ledger.reset()
+        self.changes.load()
         self.activities.load()
         for provider in self.providers.values():
             provider.load()

@@ -119,8 +119,23 @@ class Control:
         item: Json = self._call("PATCH", f"activities/{activity}", data=json.dumps(values))["item"]
         return item
 
-    def delete(self, activity: int) -> None:
-        self.delete_path(f"activities/{activity}")
+    def delete(self, activity: int, provider: str = "strava") -> None:
+        self.delete_path(f"activities/{activity}", provider=provider)
+
+    def items(self, person: str, stream: str, provider: str = "strava") -> list[Json]:
+        """The truth of a stream, newest first: a `key` and an `item` each, as the provider lists it now."""
+        found: list[Json] = self.get(f"people/{person}/items", provider=provider, stream=stream)
+        return found
+
+    def change_item(
+        self, person: str, stream: str, key: str, provider: str = "strava", **options: Any
+    ) -> Json:
+        """Change any item: `fields` (merged into it), `remove` (paths like `summary.minutes`), `raw` (JSON in
+        its place), `deleted` (also to bring it back). Returns `key` and `item`; that is None once deleted."""
+        changed: Json = self.post(
+            f"people/{person}/items", provider=provider, stream=stream, key=key, **options
+        )
+        return changed
 
     def revoke(self, person: str, provider: str = "strava") -> None:
         """The person takes back what they granted."""
@@ -181,9 +196,11 @@ class Control:
             found = self.post("limits", provider=provider, **{name: list(of) for name, of in pools.items()})
         return found
 
-    def spend(self, number: int, pool: str = "reads", client_id: str = "sandbox") -> Json:
+    def spend(
+        self, number: int, pool: str = "reads", client_id: str = "sandbox", provider: str = "strava"
+    ) -> Json:
         """Another program of the application makes requests; returns what is used then."""
-        used: Json = self.post("spend", client_id=client_id, pool=pool, number=number)
+        used: Json = self.post("spend", provider=provider, client_id=client_id, pool=pool, number=number)
         return used
 
     def settings(self, provider: str = "strava", **changes: Any) -> Json:
@@ -219,8 +236,8 @@ class Control:
         # Not `json=`: requests refuses NaN, and an item may be wrong on purpose.
         return self._call("POST", path, data=json.dumps(body))
 
-    def delete_path(self, path: str) -> None:
-        self._call("DELETE", path)
+    def delete_path(self, path: str, **params: Any) -> None:
+        self._call("DELETE", path, params=params)
 
     def _call(self, method: str, path: str, **content: Any) -> Any:
         reply = self.session.request(

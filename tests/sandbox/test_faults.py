@@ -41,6 +41,32 @@ def test_a_fault_comes_and_goes(ask: Ask, control: Control, token: str) -> None:
     assert control.faults() == []
 
 
+def test_a_share_of_the_requests_is_hit(ask: Ask, control: Control, token: str) -> None:
+    """By chance, and the same ones each time."""
+    control.limits(reads=[1000, 1000], overall=[1000, 1000])
+
+    def hit(**options: Any) -> list[int]:
+        fault = control.fault("GET /athlete", status=503, **options)
+        broken = [at for at in range(100) if ask(ATHLETE, token).status_code == 503]
+        assert control.faults()[0]["hits"] == len(broken)
+        control.clear_faults(fault)
+        return broken
+
+    some = hit(share=0.2)
+
+    assert 10 <= len(some) <= 30
+    assert hit(share=0.2) == some
+    assert hit(share=0.2, skip=3)[:5] == [at + 3 for at in some[:5]]
+    assert hit(share=0.2, times=2) == some[:2]
+    assert hit(share=1) == list(range(100))
+
+
+@pytest.mark.parametrize("share", [0, 1.5, -1, "half", True])
+def test_a_share_is_a_part_of_one(control: Control, share: Any) -> None:
+    with pytest.raises(Refused, match="share"):
+        control.fault("*", status=500, share=share)
+
+
 @pytest.mark.parametrize(
     "match", ["*", "GET /*", "GET /athlete*", "GET /athlete/activities", "* /athlete/act*"]
 )

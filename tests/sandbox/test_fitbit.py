@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -99,7 +99,7 @@ def test_the_identity_is_as_specified(ask: Ask, control: Control) -> None:
 def test_the_referee_finds_what_it_is_for() -> None:
     good = {"dataPoints": [{"steps": {"count": "5"}}]}
     bad = {"dataPoints": [{"steps": {"count": 5}}]}
-    strange = {"dataPoints": [{"step": {}}]}
+    strange: dict[str, Any] = {"dataPoints": [{"step": {}}]}
 
     assert "interval" in spec.faults("ReconcileDataPointsResponse", good)[0]
     assert len(spec.faults("ReconcileDataPointsResponse", bad)) == 2
@@ -145,6 +145,7 @@ def test_it_knows_the_parameters_that_the_specification_has(verb: str, path: str
         (POINTS.format("sleep"), {"params": {"filter": since("sleep"), "pageSize": "many"}}),
         (POINTS.format("sleep"), {"params": {"filter": since("sleep"), "pageToken": "made-up"}}),
         (POINTS.format("dreams"), {"params": {}}),
+        (POINTS.format("heart-rate-samples"), {"params": {}}),
         (f"{POINTS.format('steps')}:dailyRollUp", {"json": days((2026, 1, 1), (2026, 4, 2))}),
         (f"{POINTS.format('heart-rate')}:dailyRollUp", {"json": days((2026, 6, 1), (2026, 6, 16))}),
         (f"{POINTS.format('steps')}:dailyRollUp", {"json": days((2026, 6, 1), (2026, 6, 1))}),
@@ -212,6 +213,41 @@ def test_both_ends_of_a_filter_are_kept(ask: Ask) -> None:
     assert sorted(point["weight"]["sampleTime"]["physicalTime"] for point in some) == times[1:3]
 
 
+def test_heart_rate_is_a_sample_each_five_minutes_that_it_was_worn(ask: Ask) -> None:
+    """To the full hour, newest first; 1440 in a page unless more are wanted, 10,000 at most."""
+    path, name = POINTS.format("heart-rate") + ":reconcile", "heart_rate.sample_time.physical_time"
+    query = {"filter": f'{name} >= "2026-05-01T00:00:00Z" AND {name} < "2026-06-15T23:00:00+02:00"'}
+
+    usual = ask(path, params=query).json()
+    largest = ask(path, params={**query, "pageSize": "20000"}).json()
+    rest = ask(path, params={**query, "pageSize": "20000", "pageToken": largest["nextPageToken"]}).json()
+
+    assert (len(usual["dataPoints"]), len(largest["dataPoints"])) == (1440, 10_000)
+    samples = [point["heartRate"] for point in largest["dataPoints"] + rest["dataPoints"]]
+    assert usual["dataPoints"] == largest["dataPoints"][:1440]
+    assert "nextPageToken" not in rest
+    times = [sample["sampleTime"]["physicalTime"] for sample in samples]
+    assert times == sorted(set(times), reverse=True)
+    assert (times[0], times[-1]) == ("2026-06-15T11:55:00Z", "2026-05-01T00:00:00Z")
+    gaps = {
+        (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
+        for later, earlier in pairwise(times)
+    }
+    assert gaps == {300, 600}
+    assert all(30 < int(sample["beatsPerMinute"]) < 140 for sample in samples)
+
+
+def test_samples_are_found_by_the_time_on_the_wall_too(ask: Ask) -> None:
+    name = "heart_rate.sample_time.civil_time"
+    wanted = f'{name} >= "2026-06-10T08:00:00" AND {name} < "2026-06-10T09:00:00"'
+
+    points = ask(POINTS.format("heart-rate"), params={"filter": wanted}).json()["dataPoints"]
+
+    times = [point["heartRate"]["sampleTime"]["physicalTime"] for point in points]
+    assert 10 < len(times) <= 12
+    assert all(time.startswith("2026-06-10T06:") for time in times)
+
+
 # One life ---------------------------------------------------------------------------------------------
 
 
@@ -266,7 +302,7 @@ def test_errors_have_googles_shape(ask: Ask, control: Control) -> None:
 
 
 @pytest.fixture
-def line(control: Control) -> Iterator[dict[str, Any]]:
+def line(control: Control) -> dict[str, Any]:
     return control.connect("alice", provider="fitbit")[0]
 
 
