@@ -67,7 +67,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with _making:
         if name not in globals():
-            globals()[name] = _claim(make_broker(get_settings(), stub=_stub_wanted()))
+            globals()[name] = _claim(make_broker(runtime.checked(get_settings()), stub=_stub_wanted()))
     return globals()[name]
 
 

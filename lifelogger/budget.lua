@@ -156,8 +156,9 @@ local function compare(pool, low, high)
   end)
 end
 
--- How many requests background work leaves in the window: `leave` and `leave_share` of it, with `pace` (seconds between two
--- rounds of it) what belongs to the time that is still to come. Second: when one more fits.
+-- How many requests background work leaves in the window: `leave` (unless others have nothing to spend there) and
+-- `leave_share` of it, with `pace` (seconds between two rounds of it) what belongs to the time that is still to come.
+-- Second: when one more fits.
 local function held(pool, w)
   local leave, opens = math.floor(call.leave_share * w.limit), w.opens
   if call.pace then
@@ -166,7 +167,7 @@ local function held(pool, w)
     opens = math.min(opens, w.start - pool.low + (w.count + 1) * w.seconds / spendable - call.pace)
     leave = w.limit - spendable * math.min(1, (elapsed + call.pace) / w.seconds) - 0.000001  -- of rounding
   end
-  return call.leave + leave, math.max(opens, now)
+  return (pool.own and 0 or call.leave) + leave, math.max(opens, now)
 end
 
 local verbs = {}

@@ -137,19 +137,33 @@ class Budget:
         self._storage = _Storage(url, connection_pool=connections, key_prefix=f"{prefix}:budget")
 
     def take(
-        self, pools: Sequence[Pool], *, leave: float = 0, leave_share: float = 0, pace: float | None = None
+        self,
+        pools: Sequence[Pool],
+        *,
+        leave: float = 0,
+        own: Collection[Pool] = (),
+        leave_share: float = 0,
+        pace: float | None = None,
     ) -> Ticket:
         """Charge one request to every window of `pools`.
 
-        `leave` requests, and this share of each window's limit (0 to 1), must remain afterwards: what
-        background work keeps free for others. With `pace` (the seconds between two rounds of
-        that work) the rest is spread evenly over each window: of half a day half may be spent, and one
-        round's worth ahead. Raises `BudgetSpent`, or `CountUnknown`,
-        having charged nothing; its `until` is when the last of the windows that refuse has opened.
+        `leave` requests (except in the pools that are one's `own`), and this share of each window's limit (0
+        to 1), must remain afterwards: what background work keeps free for others. With `pace` (the seconds
+        between two rounds of that work) the rest is spread evenly over each window: of half a day half may be
+        spent, and one round's worth ahead. Raises `BudgetSpent`, or `CountUnknown`, having charged nothing;
+        its `until` is when the last of the windows that refuse has opened.
         Raises `Unavailable` when Redis cannot count: then nothing may be sent.
         """
         id = uuid.uuid4().hex
-        reply = self._call("take", pools, id=id, leave=leave, leave_share=leave_share, pace=pace)
+        reply = self._call(
+            "take",
+            pools,
+            lambda pool: {"own": pool in own},
+            id=id,
+            leave=leave,
+            leave_share=leave_share,
+            pace=pace,
+        )
         if "refusal" in reply:
             raise _refusal(reply["refusal"], pools, _instant(reply["now"]))
         return Ticket(tuple(pools), float(reply["taken"]), reply["probe"], id)

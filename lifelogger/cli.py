@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lifelogger import status as standing
 from lifelogger.errors import LifeloggerError, SettingsError
-from lifelogger.runtime import Runtime, database_url
+from lifelogger.runtime import Runtime, checked, database_url
 from lifelogger.runtime import runtime as processwide
 from lifelogger.settings import get_settings
 from lifelogger.status import brought, count
@@ -149,7 +149,7 @@ def worker() -> None:
     """
     from lifelogger import local
 
-    _become(local.worker_command(get_settings()))
+    _become(local.worker_command(checked(get_settings())))
 
 
 @app.command()
@@ -161,7 +161,7 @@ def periodiq() -> None:
     from lifelogger import local
     from lifelogger.supervisor import Part, Tree
 
-    settings = get_settings()
+    settings = checked(get_settings())
     part = Part(
         "periodiq",
         local.periodiq_command(),
@@ -184,7 +184,7 @@ def web() -> None:
     from lifelogger.supervisor import refuse_occupied
     from lifelogger.web.login import login_token
 
-    settings = get_settings()
+    settings = checked(get_settings())
     refuse_occupied(settings.web.host, settings.web.port, "web")
     token, made = login_token(settings)
     if made:
@@ -199,7 +199,7 @@ def sandbox() -> None:
     from lifelogger import local
     from lifelogger.supervisor import refuse_occupied
 
-    settings = get_settings()
+    settings = checked(get_settings())
     refuse_occupied(settings.sandbox.host, settings.sandbox.port, "sandbox")
     _become(local.sandbox_command(settings))
 
@@ -216,7 +216,7 @@ def migrate() -> None:
     from lifelogger.store import Store
     from lifelogger.store.migrate import revisions, upgrade
 
-    settings = get_settings()
+    settings = checked(get_settings())
     store = Store(database_url(settings))
     before, newest = revisions(store)
     upgrade(store)

@@ -6,6 +6,7 @@
     │   └── Unavailable   a part we need (Redis, the provider) does not answer now
     ├── SignInAgain       only the person can mend it: the authorisation is gone
     ├── Refused           the provider says no and will say no again: give this up
+    │   └── AccountRefused  it says so of the whole account: ask nothing else of it
     ├── BadRecord         one item cannot be understood: quarantine it, go on
     ├── LockLost          somebody else owns this work now: stop before the next write
     └── SettingsError     the configuration is wrong: refuse to start
@@ -49,6 +50,10 @@ class SignInAgain(LifeloggerError):
 
 class Refused(LifeloggerError):
     """The provider refused this one thing for good (scope missing, no such resource)."""
+
+
+class AccountRefused(Refused):
+    """The provider refused this account, whatever is asked of it, until the person changes something."""
 
 
 class BadRecord(LifeloggerError):

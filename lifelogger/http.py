@@ -27,7 +27,7 @@ import requests
 import urllib3
 
 from lifelogger.budget import Budget, Ticket
-from lifelogger.errors import BudgetSpent, LifeloggerError, Refused, Unavailable
+from lifelogger.errors import AccountRefused, BudgetSpent, LifeloggerError, Refused, Unavailable
 from lifelogger.providers.base import Json, Pool, Provider
 from lifelogger.settings import Http as HttpLimits
 from lifelogger.settings import ProviderSettings
@@ -77,6 +77,9 @@ class Http:
         self.limits = limits
         self.budget = budget
         self.pools = provider.pools(settings, connection_id)
+        shared = provider.shared_pools(settings)
+        self.own = [pool for pool in self.pools if pool not in shared]
+        """Of the pools those that nobody else spends from."""
         self.clock = clock
         self.requests = 0
         """How many requests went out."""
@@ -114,8 +117,7 @@ class Http:
         for _ in range(MOST_REDIRECTS + 1):
             reply = self._send(method, url, **content)
             if reply.status not in (301, 302, 303, 307, 308):
-                refusal = self.provider.refusal(reply.status, reply.body)
-                return accepted(self.provider.title, path, reply, refusal)
+                return accepted(self.provider.title, path, reply, self.provider)
             target = on_same_host(url, reply.headers.get("Location", ""))
             if target is None or method != "GET":
                 raise Unavailable(f"{self.provider.title} redirects {path} to another host: refused")
@@ -124,7 +126,7 @@ class Http:
 
     def _send(self, method: str, url: str, **content: Any) -> Reply:
         ticket = self.budget.take(
-            self.pools, leave=self.leave(), leave_share=self.leave_share, pace=self.pace
+            self.pools, leave=self.leave(), own=self.own, leave_share=self.leave_share, pace=self.pace
         )
         self.requests += 1
         self.learned = self.learned or ticket.probe
@@ -205,7 +207,9 @@ def exchange(
         ):  # the ticket then stays in flight, as it does without an answer
             budget.settle(ticket, answered=False)
         raise Unavailable(failure)
-    now, limited = clock(), status == 429
+    now = clock()
+    named = set(provider.spent_pools(headers)) & {pool.name for pool in ticket.pools}
+    limited = status == 429 and (named or True)
     retry_at = provider.retry_at(headers, now) if status in (429, 503) else None
     if retry_at is not None:
         retry_at = min(retry_at, now + LONGEST_WAIT)
@@ -261,8 +265,8 @@ def refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not JSON")
 
 
-def accepted(title: str, what: str, reply: Reply, refusal: str | None = None) -> Json:
-    """The body of a good answer, or the error that fits the status (`refusal`: in the provider's words)."""
+def accepted(title: str, what: str, reply: Reply, provider: Provider | None = None) -> Json:
+    """The body of a good answer, or the error that fits its status, with what `provider` knows of it."""
     status = reply.status
     if 200 <= status < 300:
         if reply.broken:
@@ -274,7 +278,9 @@ def accepted(title: str, what: str, reply: Reply, refusal: str | None = None) ->
         raise BudgetSpent(f"{title} says that its request limit is reached (429)", reply.retry_at)
     if status in (408, 425) or status >= 500:
         raise Unavailable(f"{title}: {what}: the server is in trouble ({status})", reply.retry_at)
-    raise Refused(f"{title}: {refusal}" if refusal else f"{title}: {what}: refused ({status})")
+    words = provider and provider.refusal(status, reply.body)
+    refused = AccountRefused if provider and provider.refuses_account(status, reply.body) else Refused
+    raise refused(f"{title}: {words}" if words else f"{title}: {what}: refused ({status})")
 
 
 def date_of(headers: Mapping[str, str]) -> datetime | None:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain, zip_longest
 
 from sqlalchemy import Connection as Database
 from sqlalchemy import select, update
@@ -71,8 +72,11 @@ def tick(
 
 
 def claim(rt: Runtime, db: Database, allowances: dict[str, Allowance], now: datetime) -> list[str]:
-    """Claim the connections that may be synced now; return their users, in order, each once."""
-    users: dict[str, None] = {}
+    """Claim the connections that may be synced now; return their users, each once.
+
+    News first, of all providers in turn: nobody's only connection stands behind all of another provider's.
+    """
+    lines: list[tuple[list[str], list[str]]] = []
     lease = timedelta(seconds=rt.settings.sync.lease_seconds)
     for provider, allowed in allowances.items():
         due = (Connection.provider == provider, Connection.next_sync_at <= now)
@@ -100,8 +104,10 @@ def claim(rt: Runtime, db: Database, allowances: dict[str, Allowance], now: date
             .returning(Connection.id, Connection.user_id)
         ).all()
         owner = {row.id: row.user_id for row in claimed}
-        users.update(dict.fromkeys(owner[each] for each in chosen if each in owner))
-    return list(users)
+        urgent, others = ([owner[each] for each in ids if each in owner] for ids in (news, stale))
+        lines.append((urgent, others))
+    turns = [zip_longest(*(line[urgency] for line in lines)) for urgency in (0, 1)]
+    return list(dict.fromkeys(user for turn in chain(*turns) for user in turn if user is not None))
 
 
 def allowance(rt: Runtime, provider: str, now: datetime) -> Allowance:
@@ -109,7 +115,8 @@ def allowance(rt: Runtime, provider: str, now: datetime) -> Allowance:
 
     Nothing when Redis cannot tell.
     """
-    pools = rt.providers[provider].shared_pools(rt.settings.providers[provider])
+    about, endpoints = rt.providers[provider], rt.settings.providers[provider]
+    pools = about.shared_pools(endpoints)
     try:
         windows = rt.budget.windows(pools)
     except Unavailable:
@@ -117,7 +124,7 @@ def allowance(rt: Runtime, provider: str, now: datetime) -> Allowance:
         return Allowance(0, 0)
     settings = rt.settings
     period = timedelta(seconds=settings.sync.interval_seconds)
-    left = allowed(windows, now, period, settings.schedule.reserve, rt.providers[provider].poll_cost)
+    left = allowed(windows, now, period, settings.schedule.reserve, about.poll_cost(endpoints))
     claimed = under_way(rt, provider)
     return Allowance(max(0, left.news - claimed), max(0, left.background - claimed))
 
@@ -140,5 +147,5 @@ def allowed(
     for window in windows:
         share = min(1.0, (now - window.start + period) / timedelta(seconds=window.seconds))
         spendable = window.limit - math.floor(reserve * window.limit)
-        background = min(background, math.ceil(spendable * share) - window.used)
+        background = min(background, math.ceil(spendable * share - 0.000001) - window.used)  # of rounding
     return Allowance(max(0, news // cost), max(0, background // cost))

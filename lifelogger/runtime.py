@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ import redis
 from lifelogger import embedded
 from lifelogger.budget import Budget
 from lifelogger.crypto import Vault
+from lifelogger.errors import SettingsError
 from lifelogger.mutex import Mutex
 from lifelogger.providers import registry
 from lifelogger.providers.base import Provider
@@ -50,7 +52,9 @@ def build(settings: Settings) -> Runtime:
     """Connect everything that `settings` name.
 
     Where none is named, starts the embedded Redis and brings SQLite in `var/` to the tables of this version.
+    Raises `SettingsError` as `checked`.
     """
+    checked(settings)
     url = embedded.redis_url(settings)
     client = redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5)
     store = Store(database_url(settings))
@@ -67,6 +71,28 @@ def build(settings: Settings) -> Runtime:
         vault=Vault.of(settings),
         providers=registry(),
     )
+
+
+def checked(settings: Settings) -> Settings:
+    """These settings, once each stream that they name is found to exist.
+
+    Here, and not where settings are read: only providers know their streams, and they may read settings.
+    Raises `SettingsError`, whose message lists every fault, one a line.
+    """
+    faults = []
+    for name, provider in registry().items():
+        allowed = [stream.name for stream in provider.streams if stream.optional]
+        for word in settings.providers[name].extra_streams if name in settings.providers else ():
+            if word not in allowed:
+                near = difflib.get_close_matches(word, allowed, n=1)
+                faults.append(
+                    f"providers.{name}.extra_streams = {word!r:.80}: "
+                    + (f"must be one of {', '.join(allowed)}" if allowed else "must be empty: there is none")
+                    + (f"; did you mean {near[0]}?" if near else "")
+                )
+    if faults:
+        raise SettingsError("The settings are wrong:\n" + "\n".join(f"  {fault}" for fault in faults))
+    return settings
 
 
 def database_url(settings: Settings) -> str:

@@ -72,38 +72,29 @@ class Sweep:
         self.since = self.backlog[0] if joined and self.backlog else self.fresh_since
         expect = None if joined else self._expect()
         window = base.Window(self.since, None, expect, self._floor(), self.began_at)
-        self._walk(window, down_to=self.fresh_since)
+        self._begin(window)
+        assert self.pages is not None
+        for page in self.pages:
+            self._store(page)
+            if page.reached is not None and self.since < page.reached <= self.fresh_since:
+                return  # the fresh part is complete; the same walk goes on as history
+        self.pages = None
 
-    def read_history(self) -> None:
-        """Read some pages of the backlog; what is left stays written down."""
+    def read_history(self) -> Iterator[None]:
+        """Read the backlog, a page each time it is asked to go on; what is left stays written down."""
         if self.backlog is None:
             return
         if self.pages is None:
             self.since = self.backlog[0]
-            window = base.Window(self.backlog[0], self.backlog[1], now=self.began_at)
-            self._walk(window, most=self.rt.settings.sync.history_pages)
-        else:
-            self._go_on(None, self.rt.settings.sync.history_pages)
+            self._begin(base.Window(self.backlog[0], self.backlog[1], now=self.began_at))
+        assert self.pages is not None
+        for page in self.pages:
+            self._store(page)
+            yield
 
-    def _walk(self, window: base.Window, *, down_to: datetime | None = None, most: int | None = None) -> None:
+    def _begin(self, window: base.Window) -> None:
         self.pages = self.provider.pages(self.http, self.stream, window)
         self.upper, self.present, self.readable = window.until, {}, True
-        self._go_on(down_to, most)
-
-    def _go_on(self, down_to: datetime | None, most: int | None) -> None:
-        """Take pages until `down_to` is reached, `most` were read, or there are no more."""
-        assert self.pages is not None
-        for read, page in enumerate(self.pages, 1):
-            self._store(page)
-            if down_to is not None and page.reached is not None and self.since < page.reached <= down_to:
-                return  # the fresh part is complete; the same walk goes on as history
-            if (
-                most is not None
-                and read >= most
-                and not (page.reached is not None and page.reached <= self.since)
-            ):
-                return
-        self.pages = None
 
     def _store(self, page: base.Page) -> None:
         """Commit one page with the cursor it earns, or nothing of it."""

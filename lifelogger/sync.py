@@ -1,7 +1,9 @@
 """The engine: one user's due connections, page by page, into the store.
 
-begin ─▶ for each connection: sweep each stream, newest first ─▶ finish
+begin ─▶ of each connection what is new, then of each some history ─▶ finish
 (fence, journal)     request ─▶ page ─▶ store + cursor in one commit     (next_sync_at, journal)
+
+Connections know nothing of each other: each begins, waits, fails and ends for itself.
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ from sqlalchemy import and_, func, insert, or_, select, update
 from lifelogger import runtime as processwide
 from lifelogger.budget import CountUnknown
 from lifelogger.connections import under_way
-from lifelogger.errors import BudgetSpent, LifeloggerError, LockLost, Refused, SignInAgain, Wait
+from lifelogger.errors import (
+    AccountRefused,
+    BudgetSpent,
+    LifeloggerError,
+    LockLost,
+    Refused,
+    SignInAgain,
+    Wait,
+)
 from lifelogger.http import Http
 from lifelogger.mutex import Lock
 from lifelogger.providers import base
@@ -37,6 +47,13 @@ FIRST_RETRY = timedelta(minutes=1)
 LONGEST_RETRY = timedelta(hours=6)
 REFUSED_FOR = timedelta(days=1)
 """How long a stream that the provider refused is left alone before we ask again."""
+LONGEST_HISTORY = timedelta(minutes=1)
+"""How long one sync reads on in a connection's past: a worker that does can serve nobody else, and the
+user's news waits for the lock."""
+
+
+class TakenOver(LifeloggerError):
+    """The connection was deleted, or a newer sync has it: its part of this sync ends without a write."""
 
 
 @dataclass(slots=True)
@@ -64,21 +81,25 @@ def run(user_id: str, trigger: str = "asked", *, runtime: Runtime | None = None)
     done: list[Run] = []
     with rt.mutex.hold(f"sync:{user_id}") as lock:
         for _ in range(MOST_ROUNDS):
+            lock.check()  # else we would take over from whoever has the user now
             due = begin(rt, user_id, trigger)
             syncs = [ConnectionSync(rt, lock, connection, trigger) for connection in due]
             for each in syncs:  # this morning's run, wherever it was recorded, comes before anybody's years
                 each.fresh()
-            done += [each.history() for each in syncs]
+            for each in syncs:
+                each.history()
+            done += [each.journal for each in syncs]
             trigger = "tick"  # from now on only what became due meanwhile: news
-            if not due:
-                break
+            if not due or any(each.journal.outcome == "interrupted" for each in syncs):
+                break  # what has been taken over has its news from whoever took it
     return done
 
 
 def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
     """Take a new fencing number for each connection to sync, and open its journal row.
 
-    Whoever wrote under an older number is refused from here on.
+    Whoever wrote under an older number is refused from here on. What failed lately comes last: it may take as
+    long as a time-out, and the others should not wait for that.
     """
     now = rt.clock()
     mine = [
@@ -122,7 +143,7 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
             .values(outcome="interrupted", ended_at=now, message="Its worker stopped before it was done.")
         )
         found = []
-        for row in sorted(rows, key=lambda each: each.id):
+        for row in sorted(rows, key=lambda each: (each.failures, each.id)):
             journal = {"connection_id": row.id, "trigger": trigger, "started_at": now, "outcome": "running"}
             run_id = db.scalar(insert(SyncRun).values(journal).returning(SyncRun.id))
             found.append({**row._mapping, "run_id": run_id, "started_at": now})
@@ -142,17 +163,42 @@ class ConnectionSync:
         self.off: list[str] = []
         self.until: datetime | None = None
         """When it is tried again, of a sync that did not end well."""
+        self.ended = False
+        self.held = False
+        """Whether the budget has no more for history."""
 
     def fresh(self) -> None:
-        """Read what is new. Only a lost lock is raised: then nothing may be written."""
-        self._attempt(self._read_fresh)
+        """Read what is new, and finish if that was all, or went wrong: nobody's history is waited for.
 
-    def history(self) -> Run:
-        """Read on in the past, unless `fresh` failed, and write down how all ended. Raises as `fresh`."""
-        if self.journal.outcome == "ok":
+        Only a lost lock is raised: then nothing may be written.
+        """
+        self._attempt(self._read_fresh)
+        if self.journal.outcome != "ok" or not self.unread:
+            self._end()
+
+    def history(self) -> None:
+        """Read on in the past, and finish, unless `fresh` did. Raises as `fresh`."""
+        if not self.ended:
             self._attempt(self._read_history)
-        self._finish(self.until)
-        return self.journal
+            self._end()
+
+    @property
+    def unread(self) -> bool:
+        """Whether there is history left to read."""
+        return any(sweep.backlog for sweep in self.sweeps)
+
+    def _end(self) -> None:
+        self.ended = True
+        if self.journal.outcome != "interrupted":
+            try:
+                self._finish(self.until)
+            except TakenOver as end:
+                self._leave(end)
+
+    def _leave(self, end: TakenOver) -> None:
+        """Write nothing: whoever has the connection now has closed our journal row, or it is gone as well."""
+        log.info("connection %s: %s", self.row["id"], end)
+        self.journal.outcome, self.journal.message = "interrupted", str(end)
 
     def _attempt(self, read: Callable[[], None]) -> None:
         """Read, and note what goes wrong: one connection's trouble is not the others'."""
@@ -160,8 +206,13 @@ class ConnectionSync:
             read()
         except LockLost:
             raise
+        except TakenOver as end:
+            self._leave(end)
         except SignInAgain as end:
             self.journal.outcome, self.journal.message = "needs_reauth", str(end)
+        except AccountRefused as refusal:  # a tick asks again after a while, a person who says so at once
+            self.journal.outcome, self.journal.message = "deferred", str(refusal)
+            self.until = self.rt.clock() + REFUSED_FOR
         except Wait as wait:
             # Spent is the ordinary case; trouble raises the back-off's exponent.
             spent = isinstance(wait, BudgetSpent)
@@ -202,25 +253,40 @@ class ConnectionSync:
             self._guarded(sweep, sweep.read_fresh)
 
     def _read_history(self) -> None:
-        """With what the budget leaves after everybody's fresh data: now, and for the day."""
+        """With what the budget leaves after everybody's fresh data, now and for the day, and not for long."""
         assert self.http is not None  # `fresh` went well
-        rt, http = self.rt, self.http
-        http.leave_share, http.pace = rt.settings.schedule.reserve, rt.settings.sync.interval_seconds
-        http.leave = lambda: max(0, under_way(rt, self.provider.name) - 1) * self.provider.poll_cost
+        rt, http, deadline = self.rt, self.http, self.rt.clock() + LONGEST_HISTORY
+        cost = self.provider.poll_cost(self.settings)
+        http.leave_share = rt.settings.schedule.reserve
+        http.leave = lambda: max(0, under_way(rt, self.provider.name) - 1) * cost
+
+        def some(sweep: Sweep) -> None:
+            for read, _ in enumerate(sweep.read_history(), 1):
+                # From the second page on: polls may need all that the pace allows, day after day, and first
+                # imports would never end.
+                http.pace = rt.settings.sync.interval_seconds
+                if read >= rt.settings.sync.history_pages or rt.clock() >= deadline:
+                    break
+
         for sweep in self.sweeps:
+            if rt.clock() >= deadline:
+                break
             try:
-                self._guarded(sweep, sweep.read_history)
+                self._guarded(sweep, lambda sweep=sweep: some(sweep))
             except Wait as wait:  # what is fresh was read: no failure, but something to tell
-                self.journal.message = f"History goes on later: {wait.reason}"
+                self.journal.message, self.held = f"History goes on later: {wait.reason}", True
                 break
 
     def _guarded(self, sweep: Sweep, read: Any) -> None:
         """A stream that is refused is switched off for a while and says so; the others go on."""
         try:
             read()
+        except AccountRefused:
+            raise  # of all streams, not of this one
         except Refused as refusal:
             log.warning("connection %s: stream %s: %s", self.row["id"], sweep.stream.name, refusal)
             self.off.append(f"{sweep.stream.name}: {refusal}")
+            sweep.backlog = None  # stays written down; of this sync it is no part any more
             self._note(sweep.stream, str(refusal), self.rt.clock() + REFUSED_FOR)
 
     def _open(self, http: Http) -> list[Sweep]:
@@ -263,7 +329,7 @@ class ConnectionSync:
             return db.execute(statement).one()
 
     def fenced(self, db: Database) -> None:
-        """Raise `LockLost` unless this sync is still the newest one of its connection."""
+        """Raise `LockLost` unless the user is still ours, `TakenOver` unless the connection is."""
         self.lock.check()
         touched = db.execute(
             update(Connection)
@@ -271,7 +337,7 @@ class ConnectionSync:
             .values(updated_at=self.rt.clock())
         )
         if touched.rowcount != 1:
-            raise LockLost("a newer sync has taken over, or the connection is gone")
+            raise TakenOver("a newer sync has taken over, or the connection is gone")
 
     def _back_off(self) -> datetime:
         """When a failed connection is tried again: doubling, with jitter so that not all come at once."""
@@ -300,9 +366,9 @@ class ConnectionSync:
             values: dict[str, Any] = {"claimed_at": None, "wait_reason": None, "updated_at": now}
             if run.outcome == "ok":
                 # Due a little before the interval ends: the tick that meets it comes on the minute. History
-                # goes on at the next one, whenever that is.
-                more = any(sweep.backlog for sweep in self.sweeps)
-                due = now + FIRST_RETRY if more else self.row["started_at"] + interval * 0.9
+                # goes on at the next one, whenever that is; when the budget is short, with the next poll.
+                soon = self.unread and not self.held
+                due = now + FIRST_RETRY if soon else self.row["started_at"] + interval * 0.9
                 values |= {"failures": 0, "last_sync_at": now, "next_sync_at": now if more_news else due}
                 values |= {} if more_news else {"news_at": None}
             elif run.outcome == "needs_reauth":

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
@@ -44,7 +46,9 @@ ESCROW_SECONDS = 30 * 86400
 WRITE_ATTEMPTS = 3
 LONGEST_ROUND = timedelta(minutes=4)
 MOST_AT_ONCE = 500
-"""Connections that one firing of the periodic refresh takes, the next to expire first."""
+"""Connections of a provider that one firing of the periodic refresh takes, the next to expire first."""
+MOST_TROUBLE = 3
+"""Refreshes that may fail one after the other before a provider is left to the next firing."""
 
 
 class Held(NamedTuple):
@@ -301,19 +305,22 @@ class Tokens:
         """Refresh what expires within the margin; return how many ended in which way.
 
         A connection whose sync runs is left alone: that sync refreshes when it needs to. What there is no
-        budget or time for is left to the next firing.
+        budget or time for is left to the next firing. Providers take turns, and one that does not answer is
+        given up soon: it takes no time from the others.
         """
         margin = timedelta(seconds=self.runtime.settings.sync.refresh_margin_seconds)
         outcomes = {"refreshed": 0, "busy": 0, "needs_reauth": 0, "later": 0}
-        began, spent = self.runtime.clock(), set()
+        began, spent, trouble = self.runtime.clock(), set[str](), Counter[str]()
         for connection_id, user_id, provider in self.expiring(began + margin):
-            if provider in spent or self.runtime.clock() - began > LONGEST_ROUND:
+            over = provider in spent or trouble[provider] >= MOST_TROUBLE
+            if over or self.runtime.clock() - began > LONGEST_ROUND:
                 outcomes["later"] += 1
                 continue
             try:
                 with self.runtime.mutex.hold(f"sync:{user_id}"):
                     self.refresh(connection_id, margin=margin, ahead=True)
                 outcomes["refreshed"] += 1
+                trouble[provider] = 0
             except BudgetSpent as full:
                 log.info("%s: no more tokens are refreshed ahead of time: %s", provider, full)
                 spent.add(provider)
@@ -323,8 +330,9 @@ class Tokens:
             except SignInAgain as end:
                 log.warning("connection %s: %s", connection_id, end)
                 outcomes["needs_reauth"] += 1
-            except LifeloggerError as trouble:
-                log.warning("connection %s: %s", connection_id, trouble)
+            except LifeloggerError as refusal:
+                log.warning("connection %s: %s", connection_id, refusal)
+                trouble[provider] += 1
                 outcomes["later"] += 1
             except Exception:  # one connection's fault must not cost the others their tokens
                 log.exception("connection %s: its tokens were not refreshed", connection_id)
@@ -332,24 +340,26 @@ class Tokens:
         return outcomes
 
     def expiring(self, before: datetime) -> list[tuple[int, str, str]]:
-        """(connection, user, provider) of what expires before an instant, the first to expire first."""
-        enabled = list(self.runtime.enabled())
+        """(connection, user, provider) of what expires before an instant.
+
+        Of each provider the first to expire comes first, and the providers take turns.
+        """
+        query = (
+            select(Connection.id, Connection.user_id, Connection.provider)
+            .where(
+                # Written out: a parameter does not tell a database that its partial index fits.
+                Connection.status == literal("active", literal_execute=True),
+                Connection.token_expires_at < before,
+            )
+            .order_by(Connection.token_expires_at)
+            .limit(MOST_AT_ONCE)
+        )
+        # Wrapped: SQLite would rather read all of a provider's connections by an index.
+        provider = func.coalesce(Connection.provider, "")
         with self.runtime.store.read() as db:
-            return [
-                (row.id, row.user_id, row.provider)
-                for row in db.execute(
-                    select(Connection.id, Connection.user_id, Connection.provider)
-                    .where(
-                        # Written out: a parameter does not tell a database that its partial index fits.
-                        Connection.status == literal("active", literal_execute=True),
-                        Connection.token_expires_at < before,
-                        # Wrapped: SQLite would rather read all of a provider's connections by an index.
-                        func.coalesce(Connection.provider, "").in_(enabled),
-                    )
-                    .order_by(Connection.token_expires_at)
-                    .limit(MOST_AT_ONCE)
-                )
-            ]
+            lines = [db.execute(query.where(provider == name)).all() for name in self.runtime.enabled()]
+        turns = chain.from_iterable(zip_longest(*lines))
+        return [(row.id, row.user_id, row.provider) for row in turns if row is not None]
 
 
 def needs_reauth(reason: str, now: datetime) -> dict[str, Any]:

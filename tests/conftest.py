@@ -208,14 +208,22 @@ def pointed_at(sandbox: Control) -> dict[str, Any]:
 
 
 @pytest.fixture
+def endpoints(sandbox: Control) -> dict[str, Any]:
+    """Where providers are: a test file that brings one of its own says so here."""
+    return pointed_at(sandbox)
+
+
+@pytest.fixture
 def live(
-    database_url: str, redis_url: str, settings_env: Callable[..., Settings], sandbox: Control
+    database_url: str,
+    redis_url: str,
+    settings_env: Callable[..., Settings],
+    sandbox: Control,
+    endpoints: dict[str, Any],
 ) -> Iterator[Runtime]:
     """A runtime that speaks to the sandbox, both with a clock that stands at noon: `sandbox.step(900)`."""
     sandbox.freeze(NOON)
-    built = build(
-        settings_env(database={"url": database_url}, redis={"url": redis_url}, providers=pointed_at(sandbox))
-    )
+    built = build(settings_env(database={"url": database_url}, redis={"url": redis_url}, providers=endpoints))
     make_tables(built.store)
     clocked = dataclasses.replace(
         built,

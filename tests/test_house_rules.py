@@ -21,6 +21,7 @@ import lifelogger
 from lifelogger import errors
 from lifelogger.errors import LifeloggerError
 from lifelogger.providers import registry
+from lifelogger.providers.base import Record
 from lifelogger.settings import ProviderSettings, Settings
 
 ROOT = Path(__file__).parent.parent
@@ -163,6 +164,29 @@ def test_each_provider_is_one_file_one_sandbox_module_one_test_and_one_document(
             assert (ROOT / file).exists(), file
 
 
+# What records are -------------------------------------------------------------------------------------------
+
+RECORDS = (ROOT / "docs" / "records.md").read_text(encoding="utf-8")
+
+
+def test_every_column_of_a_record_is_explained() -> None:
+    columns = RECORDS.partition("| column |")[2].partition("\n## ")[0]
+
+    assert [name for name in Record.__dataclass_fields__ if f"`{name}`" not in columns] == []
+
+
+def test_the_vocabulary_is_what_the_providers_use() -> None:
+    """Each table from their words to ours, in every provider's module."""
+    told = set(re.findall(r"`([a-z_]+)`", RECORDS.partition("## Types of activity")[2].partition("\n## ")[0]))
+    used = {"other"}
+    for provider in registry().values():
+        for name, table in vars(importlib.import_module(type(provider).__module__)).items():
+            if name.isupper() and isinstance(table, dict) and all(isinstance(v, str) for v in table.values()):
+                used |= set(table.values())
+
+    assert told == used
+
+
 # Errors -----------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +289,7 @@ def test_all_errors_have_one_root() -> None:
 SURFACE = {
     "lifelogger.client": {"MOST", "records", "request_sync"},
     "lifelogger.errors": {
+        "AccountRefused",
         "BadRecord",
         "BudgetSpent",
         "LifeloggerError",
@@ -293,10 +318,13 @@ SURFACE = {
         "make_broker",
     },
     "lifelogger.providers.base": {
+        "Day",
         "Endpoints",
         "Grant",
         "Http",
         "Json",
+        "LONGEST",
+        "MOST_REPLIES",
         "Page",
         "Pool",
         "Provider",
@@ -304,11 +332,24 @@ SURFACE = {
         "Stream",
         "Usage",
         "Window",
+        "begun",
+        "count",
+        "date_there",
         "instant",
+        "joules",
+        "lasted",
+        "lived",
+        "midnight",
         "number",
+        "plain_id",
+        "scaled",
         "shown",
         "split_scopes",
         "text",
+        "told_id",
+        "utc_offset",
+        "whole_list",
+        "word",
     },
 }
 """A name that is taken away breaks somebody: say so in the changelog, and give them a release to follow."""

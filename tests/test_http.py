@@ -7,7 +7,7 @@ import json
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +19,15 @@ import requests
 
 from lifelogger import http as module
 from lifelogger.budget import Budget
-from lifelogger.errors import BudgetSpent, LifeloggerError, Refused, SignInAgain, Unavailable, Wait
+from lifelogger.errors import (
+    AccountRefused,
+    BudgetSpent,
+    LifeloggerError,
+    Refused,
+    SignInAgain,
+    Unavailable,
+    Wait,
+)
 from lifelogger.http import LONGEST_WAIT, MOST_REDIRECTS, Http, call_token_endpoint, date_of, read_json
 from lifelogger.providers.base import Usage
 from lifelogger.providers.strava import Strava
@@ -218,6 +226,58 @@ def test_a_status_is_the_error_that_says_what_to_do(
     if isinstance(caught.value, BudgetSpent):
         assert caught.value.until is not None
         assert caught.value.until >= NOON.replace(minute=15)
+
+
+@pytest.mark.parametrize(
+    ("named", "closed"),
+    [
+        ((), {"reads", "overall"}),
+        (("reads",), {"reads"}),
+        (("another's",), {"reads", "overall"}),
+    ],
+)
+def test_a_429_closes_the_pools_that_it_is_about(
+    elsewhere: Client, listener: Listener, named: tuple[str, ...], closed: set[str]
+) -> None:
+    """Promise 3: one person's limit is not everybody's; where a reply does not tell, all are closed."""
+
+    class Telling(Strava):
+        def spent_pools(self, headers: Mapping[str, str]) -> tuple[str, ...]:
+            return named if headers["X-Tier"] == "told" else ()
+
+    listener.status, listener.headers = 429, {"X-Tier": "told", "Retry-After": "600"}
+    http = elsewhere.http()
+    http.provider = Telling()
+
+    with pytest.raises(BudgetSpent) as caught:
+        http.get(PATH)
+
+    windows = elsewhere.budget.windows(http.pools)
+    assert {window.pool.name for window in windows if window.closed_until} == closed
+    assert caught.value.until is not None
+    assert caught.value.until > datetime.now(UTC) + timedelta(minutes=9)
+
+
+def test_a_refusal_of_the_account_is_an_error_of_its_own(elsewhere: Client, listener: Listener) -> None:
+    """errors.py: nothing else is to be asked of it. In the provider's words, as any refusal."""
+
+    class Telling(Strava):
+        def refusal(self, status: int, reply: Any) -> str | None:
+            return f"{status}: {reply['why']}"
+
+        def refuses_account(self, status: int, reply: Any) -> bool:
+            return bool(reply["why"] == "closed")
+
+    found = []
+    for why in ("closed", "not this"):
+        listener.status, listener.body = 400, json.dumps({"why": why}).encode()
+        http = elsewhere.http()
+        http.provider = Telling()
+        with pytest.raises(Refused) as caught:
+            http.get(PATH)
+        found.append((type(caught.value), str(caught.value)))
+
+    assert found == [(AccountRefused, "Strava: 400: closed"), (Refused, "Strava: 400: not this")]
 
 
 def test_a_401_renews_once_and_then_waits(sandbox: Control, client: Client, alice: str) -> None:

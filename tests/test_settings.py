@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
+from typer.testing import CliRunner
 
+from lifelogger.cli import app
 from lifelogger.errors import SettingsError
+from lifelogger.runtime import build, checked
 from lifelogger.settings import PREFIX, ProviderSettings, Section, Settings, known_providers, load_settings
 
 FILE = Path(__file__).parent.parent / "settings.toml"
@@ -548,3 +551,69 @@ def test_a_variable_with_one_underscore_is_refused() -> None:
     """The usual slip: it would leave a production worker on SQLite in `var/`."""
     with pytest.raises(SettingsError, match="LIFELOGGER_DATABASE_URL: no such setting: did you mean"):
         load_settings({"LIFELOGGER_DATABASE_URL": "postgresql://db/lifelogger"})
+
+
+# What only providers know -----------------------------------------------------------------------------------
+
+
+def test_streams_that_no_provider_has_are_refused_all_at_once(settings_env: Callable[..., Settings]) -> None:
+    """With the key, the value, and what is allowed: a misspelt one would be off without a word."""
+    settings = settings_env(
+        providers={
+            "fitbit": {"extra_streams": ["heart-rate-sample", "sleep"]},
+            "oura": {"extra_streams": ["heartrate", "heart_rate"], "enabled": False},
+            "strava": {"extra_streams": ["laps"]},
+        }
+    )
+
+    with pytest.raises(SettingsError) as caught:
+        checked(settings)
+
+    assert str(caught.value).splitlines() == [
+        "The settings are wrong:",
+        "  providers.fitbit.extra_streams = 'heart-rate-sample': must be one of heart-rate-samples; "
+        "did you mean heart-rate-samples?",
+        "  providers.fitbit.extra_streams = 'sleep': must be one of heart-rate-samples",
+        "  providers.oura.extra_streams = 'heart_rate': must be one of heartrate; did you mean heartrate?",
+        "  providers.strava.extra_streams = 'laps': must be empty: there is none",
+    ]
+
+
+def test_streams_that_there_are_can_be_switched_on(settings_env: Callable[..., Settings]) -> None:
+    settings = settings_env(
+        providers={
+            "fitbit": {"extra_streams": ["heart-rate-samples"]},
+            "oura": {"extra_streams": ["heartrate"]},
+        }
+    )
+
+    assert checked(settings) is settings
+
+
+def test_nothing_starts_with_a_stream_that_is_misspelt(settings_env: Callable[..., Settings]) -> None:
+    settings = settings_env(providers={"oura": {"extra_streams": ["heartbeat"]}})
+
+    with pytest.raises(SettingsError, match="heartbeat"):
+        build(settings)
+
+
+@pytest.mark.parametrize("command", ["worker", "periodiq", "web", "sandbox", "migrate", "doctor"])
+def test_no_command_starts_with_it(command: str, settings_env: Callable[..., Settings]) -> None:
+    """Before anything is connected to."""
+    settings_env(providers={"oura": {"extra_streams": ["heartbeat"]}})
+
+    with pytest.raises(SettingsError, match="heartbeat"):
+        CliRunner().invoke(app, [command], catch_exceptions=False)
+
+
+def test_the_default_budgets_are_those_of_the_documents() -> None:
+    """docs/providers: what a new application may ask, and each user of it."""
+    found = {
+        name: (each.budget, each.overall_budget, each.user_budget)
+        for name, each in load_settings({}).providers.items()
+        if each.enabled
+    }
+
+    assert found["strava"] == (("100/15 minutes", "1000/day"), ("200/15 minutes", "2000/day"), ())
+    assert found["fitbit"] == (("120000/minute", "86400000/day"), (), ("300/minute",))
+    assert found["oura"] == (("5000/5 minutes",), (), ())

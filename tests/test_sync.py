@@ -56,18 +56,6 @@ def pages_of_ten(monkeypatch: pytest.MonkeyPatch) -> None:
 # Promise 6: exactly once in the store ----------------------------------------------------------------
 
 
-def test_a_first_import_stores_exactly_what_is_there(live: Runtime, sandbox: Control) -> None:
-    """Promise 6: every activity once, its payload equal in meaning; other people's are other people's."""
-    connect(live, sandbox, "alice", "bruno")
-
-    runs = sync.run("alice", runtime=live) + sync.run("bruno", runtime=live)
-
-    for person in ("alice", "bruno"):
-        assert stored(live, person) == truth(sandbox, person)
-    assert [run.outcome for run in runs] == ["ok", "ok"]
-    assert runs[0].counts.inserted == len(truth(sandbox, "alice"))
-
-
 def test_a_poll_without_news_changes_nothing_and_costs_one_request(live: Runtime, sandbox: Control) -> None:
     """Promise 6: a second sync writes no row anew; docs/providers/strava.md: it is one request."""
     connect(live, sandbox, "alice")
@@ -162,61 +150,6 @@ def test_a_page_and_its_cursor_commit_together(
 
 
 @pytest.mark.usefixtures("pages_of_ten")
-def test_a_broken_first_import_goes_on_where_it_was(live: Runtime, sandbox: Control) -> None:
-    """Promise 6: a server error at page three costs that page's second try, and nothing is missing."""
-    connect(live, sandbox, "alice")
-    sandbox.fault(LIST, status=500, skip=2, times=1)
-
-    sync.run("alice", runtime=live)
-    kept = len(stored(live, "alice"))
-    sandbox.step(QUARTER)
-    sync.run("alice", runtime=live)
-
-    assert kept == 19
-    assert stored(live, "alice") == truth(sandbox, "alice")
-    assert stream(live, "alice").backlog_until is None
-
-
-def test_late_uploads_edits_and_deletions_arrive(live: Runtime, sandbox: Control) -> None:
-    """Promise 6: all three at once, days back; a deleted one leaves an empty row."""
-    edited = sandbox.add("alice", start=NOON - timedelta(days=6))
-    deleted = sandbox.add("alice", start=NOON - timedelta(days=5))
-    moved = sandbox.add("alice", start=NOON - timedelta(days=4))
-    connect(live, sandbox, "alice")
-    sync.run("alice", runtime=live)
-    sandbox.step(QUARTER)
-    sandbox.edit(edited, fields={"name": "Renamed", "distance": 12345.6})
-    sandbox.edit(moved, start=NOON - timedelta(days=2))
-    sandbox.delete(deleted)
-    sandbox.add("alice", start=NOON - timedelta(days=5, hours=3), uploaded=NOON + timedelta(minutes=10))
-
-    (run,) = sync.run("alice", runtime=live)
-
-    assert stored(live, "alice") == truth(sandbox, "alice")
-    counts = run.counts
-    assert (counts.inserted, counts.updated, counts.deleted, run.requests) == (1, 2, 1, 1)
-    gone = next(row for row in rows(live, Record.__table__, "alice") if row.external_id == str(deleted))
-    assert (gone.raw, gone.title, gone.distance_m) == (None, None, None)
-
-
-def test_a_deleted_activity_that_comes_back_is_there_again(live: Runtime, sandbox: Control) -> None:
-    """Promise 6: an activity hidden in one poll and shown in the next is not lost."""
-    shy = sandbox.add("alice", start=NOON - timedelta(days=1))
-    connect(live, sandbox, "alice")
-    sync.run("alice", runtime=live)
-    items = sandbox.truth("alice")
-    without = [item for item in items if item["id"] != shy]
-    sandbox.fault(LIST, json=without, times=1)
-
-    sync.run("alice", runtime=live)
-    hidden = stored(live, "alice")
-    sync.run("alice", runtime=live)
-
-    assert hidden == {str(item["id"]): item for item in without}
-    assert stored(live, "alice") == truth(sandbox, "alice")
-
-
-@pytest.mark.usefixtures("pages_of_ten")
 def test_overlapping_and_duplicate_pages_change_nothing(live: Runtime, sandbox: Control) -> None:
     """Promise 6: the third page has six of the second one again, and some of its own twice."""
     connect(live, sandbox, "alice")
@@ -231,23 +164,6 @@ def test_overlapping_and_duplicate_pages_change_nothing(live: Runtime, sandbox: 
 
     again = rows(live, Record.__table__, "alice")
     assert [row.external_id for row in again] == [row.external_id for row in expected]
-    assert stored(live, "alice") == truth(sandbox, "alice")
-
-
-@pytest.mark.usefixtures("pages_of_ten")
-def test_a_walk_that_broke_off_concludes_no_deletion(live: Runtime, sandbox: Control) -> None:
-    """Promise 6: what was not seen because the second page failed is not gone."""
-    for hour in range(24):
-        sandbox.add("alice", start=NOON - timedelta(hours=hour + 1), elapsed=600)
-    connect(live, sandbox, "alice")
-    sync.run("alice", runtime=live)
-    sandbox.step(QUARTER)
-    sandbox.fault(LIST, status=500, skip=1, times=1)
-
-    (broken,) = sync.run("alice", runtime=live)
-
-    assert broken.outcome == "failed"
-    assert broken.counts.deleted == 0
     assert stored(live, "alice") == truth(sandbox, "alice")
 
 
@@ -268,20 +184,6 @@ def test_an_item_without_a_readable_key_is_not_taken_for_a_deletion(live: Runtim
     assert (unsure.counts.deleted, unsure.counts.quarantined) == (0, 1)
     assert kept == before
     assert sure.counts.deleted == 1
-    assert stored(live, "alice") == truth(sandbox, "alice")
-
-
-def test_an_activity_dated_in_the_future_hides_nothing(live: Runtime, sandbox: Control) -> None:
-    """Promise 6, and the trap: no cursor is moved past now by what an item says."""
-    sandbox.add("alice", start=NOON + timedelta(days=400), uploaded=NOON)
-    connect(live, sandbox, "alice")
-    sync.run("alice", runtime=live)
-    sandbox.step(QUARTER)
-    sandbox.add("alice")
-
-    (run,) = sync.run("alice", runtime=live)
-
-    assert run.counts.inserted == 1
     assert stored(live, "alice") == truth(sandbox, "alice")
 
 
@@ -402,30 +304,6 @@ def test_a_bad_record_is_quarantined_and_the_rest_of_its_page_is_stored(
     }
     assert all(name in row.reason for row in kept for name, key in bad.items() if row.external_id == str(key))
     assert quarantined(live, "alice") == []
-    assert stored(live, "alice") == truth(sandbox, "alice")
-
-
-def test_items_that_are_no_objects_cost_nothing_but_themselves(live: Runtime, sandbox: Control) -> None:
-    """Promise 7: a word, a number, null and a list among the activities."""
-    odd = ["word", 7, ["x"], {"id": True}, {"id": 2**70}, {"id": 5, "start_date": "\ud800\x00"}]
-    sandbox.fault(LIST, json=[*sandbox.truth("alice"), *odd], times=1)
-    connect(live, sandbox, "alice")
-
-    (run,) = sync.run("alice", runtime=live)
-
-    assert (run.outcome, run.counts.quarantined) == ("ok", len(odd))
-    assert stored(live, "alice") == truth(sandbox, "alice")
-    assert [row.payload for row in quarantined(live, "alice")] == odd
-
-
-def test_a_null_among_the_items_costs_nothing_but_itself(live: Runtime, sandbox: Control) -> None:
-    """Promise 7: `null` is JSON, too, and no activity."""
-    sandbox.fault(LIST, json=[*sandbox.truth("alice"), None], times=1)
-    connect(live, sandbox, "alice")
-
-    (run,) = sync.run("alice", runtime=live)
-
-    assert (run.outcome, run.counts.quarantined) == ("ok", 1)
     assert stored(live, "alice") == truth(sandbox, "alice")
 
 
@@ -595,30 +473,14 @@ def test_what_others_spend_of_our_budget_is_believed(
 
 
 @ONCE
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"status": 500},
-        {"status": 502, "body": "<html>"},
-        {"status": 408},
-        {"delay": 5},
-        {"cut": "before"},
-        {"cut": "middle"},
-        {"body": "[{"},
-        {"body": "[NaN]"},
-        {"json": {"activities": []}},
-        {"size": 200_000},
-        {"trickle": 0.05},
-    ],
-    ids=lambda fault: "-".join(map(str, fault.items())),
-)
-def test_a_broken_reply_is_tried_again_later_and_costs_nothing_that_is_stored(
+@pytest.mark.parametrize("fault", [{"delay": 5}, {"trickle": 0.05}], ids=str)
+def test_a_reply_that_takes_too_long_is_tried_again_later_and_costs_nothing_that_is_stored(
     live: Runtime, sandbox: Control, fault: dict[str, Any]
 ) -> None:
-    """Promise 12: failed with a reason, waiting for a minute or so, and whole the next time."""
+    """Promise 12: failed with a reason, and whole the next time. More of it in providers/contract.py."""
     impatient = tuned(
         live,
-        http={"read_timeout_seconds": 0.2, "total_timeout_seconds": 0.4, "max_bytes": 150_000},
+        http={"read_timeout_seconds": 0.2, "total_timeout_seconds": 0.4},
     )
     connect(live, sandbox, "alice")
     sync.run("alice", runtime=live)
@@ -636,39 +498,6 @@ def test_a_broken_reply_is_tried_again_later_and_costs_nothing_that_is_stored(
     assert waiting.wait_reason == journal(live, "alice")[1].message
     assert before == stored(live, "alice") == truth(sandbox, "alice")
     assert (mended.outcome, connection(live, "alice").failures) == ("ok", 0)
-
-
-@pytest.mark.parametrize("code", [403, 404])
-def test_a_refused_stream_is_off_with_a_reason_and_tried_again_a_day_later(
-    live: Runtime, sandbox: Control, code: int
-) -> None:
-    """Promise 12: a refusal is no fault to retry each quarter of an hour, and is not for ever."""
-    connect(live, sandbox, "alice")
-    sandbox.fault(LIST, status=code, times=1)
-
-    (refused,) = sync.run("alice", runtime=live)
-    sandbox.step(QUARTER)
-    (off,) = sync.run("alice", runtime=live)
-    told = stream(live, "alice")
-    sandbox.step(DAY)
-    (again,) = sync.run("alice", runtime=live)
-
-    assert str(code) in (refused.message or "")
-    assert (off.requests, off.message) == (0, refused.message)
-    assert str(code) in told.off_reason
-    assert again.message is None
-    assert stored(live, "alice") == truth(sandbox, "alice")
-
-
-@ONCE
-def test_a_scope_that_was_not_granted_is_no_request(live: Runtime, sandbox: Control) -> None:
-    """Promise 12: the stream says what is missing, and nothing is asked for in vain."""
-    connect(live, sandbox, "alice", scopes=["read"])
-
-    (run,) = sync.run("alice", runtime=live)
-
-    assert (run.requests, asked(sandbox)) == (0, [])
-    assert "activity:read" in (run.message or "")
 
 
 def test_a_back_off_doubles_and_is_written_down(live: Runtime, sandbox: Control) -> None:
@@ -815,8 +644,7 @@ def test_an_older_sync_stores_nothing_once_a_newer_one_began(live: Runtime, sand
         gate.wait_until_reached()
         sync.begin(live, "alice", "asked")
 
-    with pytest.raises(LockLost):
-        working.result(20)
+    assert [run.outcome for run in working.result(20)] == ["interrupted"]
     assert stored(live, "alice") == {}
     assert [run.outcome for run in journal(live, "alice")] == ["interrupted", "running"]
 
@@ -844,8 +672,7 @@ def test_a_connection_deleted_while_it_is_synced_gets_no_record(live: Runtime, s
         with live.store.write() as db:
             db.execute(delete(Connection))
 
-    with pytest.raises(LockLost):
-        working.result(20)
+    assert [run.outcome for run in working.result(20)] == ["interrupted"]
     with live.store.read() as db:
         assert db.scalar(text("SELECT count(*) FROM records")) == 0
     assert len(asked(sandbox)) == 1

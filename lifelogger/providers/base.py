@@ -8,17 +8,24 @@ budget, carries the token and turns trouble into the errors of `lifelogger.error
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 from urllib.parse import urlencode
 
-from lifelogger.errors import BadRecord, Unavailable
+from lifelogger.errors import BadRecord, Refused, Unavailable
 
 Json = Any
 """A parsed JSON value: hostile until a provider has looked at it."""
+Day = TypeVar("Day", bound=date)
+
+MOST_REPLIES = 200
+"""Replies of one list before we conclude that it has no end."""
+LONGEST = timedelta(days=366)
+"""Nothing that is recorded as one item lasts longer."""
 
 
 class Http(Protocol):
@@ -42,6 +49,8 @@ class Stream:
     """The stream is on when any one of these was granted; empty: it needs none."""
     optional: bool = False
     """Nothing of it is asked for unless the provider's `extra_streams` name it in the settings."""
+    poll_cost: int = 1
+    """Requests that a poll of it costs when there is no news."""
 
     def wanted(self, settings: Endpoints) -> bool:
         return not self.optional or self.name in settings.extra_streams
@@ -60,6 +69,13 @@ class Window:
     it need not be followed by another. None: not known, read until the provider says so."""
     now: datetime | None = None
     """When the reading began, for a cloud that wants to be told an end of what it shall list."""
+
+    @property
+    def newest(self) -> datetime:
+        """The end that such a cloud is told."""
+        if self.until is None and self.now is None:
+            raise ValueError("a window needs an end, or a now")
+        return self.until or self.now  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +197,6 @@ class Provider(ABC):
     scopes: ClassVar[tuple[str, ...]]
     """What we ask the person for."""
     streams: ClassVar[tuple[Stream, ...]]
-    poll_cost: ClassVar[int] = 1
-    """Requests that a poll without news costs: what the planner reckons with."""
     scope_separator: ClassVar[str] = " "
     pkce: ClassVar[bool] = False
     """Whether its sign-in takes a proof key (RFC 7636), which makes a stolen code worthless."""
@@ -207,6 +221,23 @@ class Provider(ABC):
     def pools(self, settings: Endpoints, connection_id: int, *, token: bool = False) -> tuple[Pool, ...]:
         """The pools that one request of this connection spends from (`token`: a token call)."""
 
+    def pool(
+        self,
+        settings: Endpoints,
+        name: str,
+        limits: tuple[str, ...],
+        *,
+        reports: bool,
+        connection_id: int | None = None,
+    ) -> Pool:
+        """A pool of the application, or with `connection_id` one of this connection alone."""
+        owner = "" if connection_id is None else f":{connection_id}"
+        return Pool(name, f"{self.name}:{settings.client_id}:{name}{owner}", limits, reports)
+
+    def poll_cost(self, settings: Endpoints) -> int:
+        """Requests that a poll without news costs: what the planner reckons with."""
+        return sum(stream.poll_cost for stream in self.streams if stream.wanted(settings))
+
     def shared_pools(self, settings: Endpoints) -> tuple[Pool, ...]:
         """Of those the ones that all connections spend from together: they say how many can be served."""
         others = self.pools(settings, 1)
@@ -221,9 +252,17 @@ class Provider(ABC):
         seconds = headers.get("Retry-After", "")
         return now + timedelta(seconds=int(seconds)) if seconds.isdecimal() and len(seconds) < 7 else None
 
+    def spent_pools(self, headers: Mapping[str, str]) -> tuple[str, ...]:
+        """The pools, by name, that a 429 is about; empty: it does not say, so all are taken for spent."""
+        return ()
+
     def refusal(self, status: int, reply: Json) -> str | None:
         """What a refused request's body says to the person, as half a sentence; None: nothing."""
         return None
+
+    def refuses_account(self, status: int, reply: Json) -> bool:
+        """Whether a refusal is of the account, whatever is asked of it: then nothing else is asked."""
+        return False
 
     # OAuth: the standard (RFC 6749), with the places where clouds differ as methods.
 
@@ -279,6 +318,53 @@ def split_scopes(value: Json) -> tuple[str, ...] | None:
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else None
 
 
+# What providers need to read lists.
+
+
+def whole_list(
+    what: str,
+    ask: Callable[[dict[str, str]], Json],
+    items: str,
+    token: str,
+    *,
+    asked_as: str,
+    absent: Json = None,
+) -> list[Json]:
+    """All items of a list (of `what`) that comes in several replies, each with a token for the next one.
+
+    `ask` makes a request with some more parameters: none at first, then the token, which is `asked_as`
+    so. A reply without `items` has those of `absent`. Raises `Unavailable` when a reply is no part of a
+    list, or the list does not end.
+    """
+    found: list[Json] = []
+    more: dict[str, str] = {}
+    for _ in range(MOST_REPLIES):
+        reply = ask(more)
+        told = reply if isinstance(reply, dict) else {items: None}
+        part, after = told.get(items, absent), told.get(token)
+        if not isinstance(part, list) or not isinstance(after, str | None):
+            raise Unavailable(f"the reply to {what} is not a list")
+        found += part
+        if not after:
+            return found
+        more = {asked_as: after}
+    raise Unavailable(f"the list of {what} does not end")
+
+
+def told_id(http: Http, path: str, name: str) -> str | None:
+    """The person's id in the reply at `path`; None: it cannot be told, for which nobody is kept out."""
+    try:
+        reply = http.get(path)
+    except Refused:
+        return None
+    return plain_id(reply.get(name)) if isinstance(reply, dict) else None
+
+
+def plain_id(value: Json) -> str | None:
+    """An id that can be a key: printable, without spaces, not too long. None: it is none."""
+    return value if isinstance(value, str) and re.fullmatch(r"[!-~]{1,200}", value) else None
+
+
 # What providers need to read hostile JSON. Each raises `BadRecord` naming the field.
 
 
@@ -304,6 +390,64 @@ def number(item: Mapping[str, Json], name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e15:
         raise BadRecord(f"{name}: not a number: {shown(value)}")
     return float(value)
+
+
+def scaled(value: float | None, factor: float) -> float | None:
+    """In our unit, without what binary fractions add: 1234 mm are 1.234 m."""
+    return None if value is None else round(value * factor, 6)
+
+
+def joules(kilocalories: float | None) -> float | None:
+    """Energy in our unit: 4,184 J are a kilocalorie."""
+    return scaled(kilocalories, 4184)
+
+
+def count(value: float | None, name: str) -> int | None:
+    """A whole number of things, as far as a database can hold it."""
+    if value is not None and not (value == int(value) and 0 <= value < 2**31):
+        raise BadRecord(f"{name}: not a count: {shown(value)}")
+    return None if value is None else int(value)
+
+
+def begun(item: Mapping[str, Json], name: str) -> datetime:
+    """An instant of somebody's life."""
+    return lived(instant(item.get(name), name), name)
+
+
+def lived(when: Day, name: str) -> Day:
+    """A date that no record can have would end a walk too early, or time itself: it is a bad one."""
+    if not 1971 <= when.year < 3000:
+        raise BadRecord(f"{name}: not when there are data: {when.isoformat()}")
+    return when
+
+
+def lasted(start: datetime, end: datetime, name: str, most: timedelta = LONGEST) -> float:
+    """How long something lasted, in seconds."""
+    if not timedelta(0) <= end - start < most:
+        raise BadRecord(f"{name}: not the end of what began at {start.isoformat()}: {end.isoformat()}")
+    return (end - start).total_seconds()
+
+
+def utc_offset(value: float | None, name: str) -> int | None:
+    """A person's offset from UTC in seconds; nobody's is more than a day."""
+    if value is not None and abs(value) > 86400:
+        raise BadRecord(f"{name}: more than a day: {shown(value)}")
+    return None if value is None else int(value)
+
+
+def date_there(moment: datetime, offset_s: int | None) -> date | None:
+    """The civil date where the person was, if it is known how far that is from UTC."""
+    return None if offset_s is None else (moment + timedelta(seconds=offset_s)).date()
+
+
+def midnight(day: date) -> datetime:
+    """Where a civil day lies in its stream."""
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def word(words: Mapping[str, str], theirs: str | None) -> str | None:
+    """Our word for theirs: `other` for one that is not known."""
+    return None if theirs is None else words.get(theirs, "other")
 
 
 def text(item: Mapping[str, Json], name: str, limit: int = 500) -> str | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from lifelogger.errors import BadRecord, Refused, Unavailable
+from lifelogger.errors import BadRecord
 from lifelogger.providers.base import (
     Endpoints,
     Http,
@@ -18,10 +18,19 @@ from lifelogger.providers.base import (
     Record,
     Stream,
     Window,
-    instant,
+    begun,
+    count,
+    joules,
+    lasted,
+    lived,
+    midnight,
     number,
+    plain_id,
     shown,
     text,
+    told_id,
+    whole_list,
+    word,
 )
 
 SPAN = timedelta(days=90)
@@ -31,11 +40,6 @@ SERIES_SPAN = timedelta(days=30)
 MARGIN = timedelta(days=2)
 """How many days the days asked for reach beyond a window, which is UTC, on either side. A person's date is up
 to one off that of UTC; a nap after 18:00 belongs to the next day, and a day of the ring lasts until 4:00."""
-MOST_REPLIES = 200
-"""Replies of one span before we conclude that the collection has no end."""
-JOULES = 4184
-"""In a kilocalorie."""
-MOST = 2**31 - 1
 
 TYPES = {
     "americanFootball": "american_football",
@@ -100,7 +104,6 @@ class Oura(Provider):
         Stream("session", "activity", scopes=("session",)),
         Stream("heartrate", "body", scopes=("heartrate",), optional=True),
     )
-    poll_cost = sum(not stream.optional for stream in streams)
 
     def pages(self, http: Http, stream: Stream, window: Window) -> Iterator[Page]:
         """Walk back over spans, each read to the end of its `next_token`s.
@@ -108,12 +111,10 @@ class Oura(Provider):
         A sleep that the person deleted still comes, as a document that says so: it is left out,
         like what is deleted elsewhere.
         """
-        last = window.until or window.now
-        if last is None:
-            raise ValueError("a window of Oura needs an end, or a now")
+        last, series = window.newest, stream.kind == "body"
         while True:
-            since = max(window.since, last - (SERIES_SPAN if stream.optional else SPAN))
-            query = instants(since, last) if stream.optional else civil_days(since, last)
+            since = max(window.since, last - (SERIES_SPAN if series else SPAN))
+            query = instants(since, last) if series else civil_days(since, last)
             items = documents(http, stream.name, query)
             yield Page([item for item in items if not deleted(item)], since)
             if since <= window.since:
@@ -133,32 +134,38 @@ class Oura(Provider):
     def external_id(self, stream: Stream, item: Json) -> str | None:
         """The document's `id`. A sample has none: its instant, and what it was taken in."""
         value = item.get("id") if isinstance(item, dict) else None
-        if stream.optional and isinstance(item, dict):
+        if stream.kind == "body" and isinstance(item, dict):
             try:
-                value = f"{moment(item, 'timestamp').isoformat()}/{item.get('source')}"
+                value = f"{begun(item, 'timestamp').isoformat()}/{item.get('source')}"
             except BadRecord:
                 return None
-        plausible = isinstance(value, str) and re.fullmatch(r"[!-~]{1,200}", value)
-        return value if plausible else None
+        return plain_id(value)
 
     def pools(self, settings: Endpoints, connection_id: int, *, token: bool = False) -> tuple[Pool, ...]:
-        """One pool of the application; token calls spend from it too, which errs on the safe side."""
-        key = f"{self.name}:{settings.client_id}:requests"
-        return (Pool("requests", key, settings.budget, reports=False),)
+        """Each request spends from the token's limit and from the application's; replies tell neither.
+
+        Token calls spend from the latter too, which errs on the safe side.
+        """
+        requests = self.pool(settings, "requests", settings.budget, reports=False)
+        user = self.pool(settings, "user", settings.user_budget, reports=False, connection_id=connection_id)
+        return (requests,) if token else (user, requests)
+
+    def spent_pools(self, headers: Mapping[str, str]) -> tuple[str, ...]:
+        """A tier named like the layer of tokens is that one. No word is documented: at another, all wait."""
+        tier = headers.get("X-RateLimit-Tier", "").lower()
+        return ("user",) if "token" in tier and "app" not in tier else ()
 
     def account(self, http: Http) -> str | None:
-        """Any token may read it. Nobody is kept out because it cannot be told."""
-        try:
-            reply = http.get("/v2/usercollection/personal_info")
-        except Refused:
-            return None
-        found = reply.get("id") if isinstance(reply, dict) else None
-        return found if isinstance(found, str) and re.fullmatch(r"[!-~]{1,200}", found) else None
+        """Any token may read it."""
+        return told_id(http, "/v2/usercollection/personal_info", "id")
 
     def refusal(self, status: int, reply: Json) -> str | None:
-        """403 means either, and its body has no shape that one could tell them by."""
-        either = "the person did not grant this, or their Oura subscription has ended"
-        return f"not allowed (403): {either}" if status == 403 else None
+        """403: a scope is missing, and then we do not ask, or else as Oura says "usually" this.
+
+        It may be of one collection alone, so the others are asked all the same.
+        """
+        ended = "refused (403) although it was granted: usually the person's Oura subscription has ended"
+        return ended if status == 403 else None
 
     def retry_at(self, headers: Mapping[str, str], now: datetime) -> datetime | None:
         """`Retry-After`, or else the second at which the window is reset."""
@@ -186,18 +193,10 @@ def instants(since: datetime, until: datetime) -> dict[str, str]:
 
 def documents(http: Http, name: str, span: dict[str, str]) -> list[Json]:
     """All documents of a collection in a span."""
-    found: list[Json] = []
-    query = span
-    for _ in range(MOST_REPLIES):
-        reply = http.get(f"/v2/usercollection/{name}", **query)
-        items, token = (reply.get("data"), reply.get("next_token")) if isinstance(reply, dict) else (None, "")
-        if not isinstance(items, list) or not isinstance(token, str | None):
-            raise Unavailable(f"the reply to {name} is not a page of documents")
-        found += items
-        if not token:
-            return found
-        query = {**span, "next_token": token}
-    raise Unavailable(f"the collection {name} does not end")
+    path = f"/v2/usercollection/{name}"
+    return whole_list(
+        name, lambda more: http.get(path, **span, **more), "data", "next_token", asked_as="next_token"
+    )
 
 
 def deleted(item: Json) -> bool:
@@ -209,19 +208,16 @@ def deleted(item: Json) -> bool:
 
 def daily(stream: Stream, item: dict[str, Json]) -> dict[str, Any]:
     """A civil day. Its `timestamp` is when the day begins for the ring, not an event of the person's."""
-    day = civil(item)
+    day = civil_day(item)
     saturation = item.get("spo2_percentage")
     if saturation is not None and not isinstance(saturation, dict):
         raise BadRecord(f"spo2_percentage: not an object: {shown(saturation)}")
-    steps = number(item, "steps")
-    if steps is not None and not 0 <= steps <= MOST:
-        raise BadRecord(f"steps: not a number of steps: {shown(steps)}")
     return {
-        "ordered_at": datetime.combine(day, time(), UTC),
+        "ordered_at": midnight(day),
         "local_date": day,
-        "steps": None if steps is None else int(steps),
-        "energy_j": joules(item, "total_calories"),
-        "active_energy_j": joules(item, "active_calories"),
+        "steps": count(number(item, "steps"), "steps"),
+        "energy_j": joules(number(item, "total_calories")),
+        "active_energy_j": joules(number(item, "active_calories")),
         "spo2_avg_pct": number(saturation or {}, "average"),
         "score_pct": number(item, "score"),
     }
@@ -254,18 +250,18 @@ def activity(stream: Stream, item: dict[str, Json]) -> dict[str, Any]:
     found = between(item, "start_datetime", "end_datetime")
     return {
         **found,
-        "type": None if kind is None else words.get(kind, "other"),
+        "type": word(words, kind),
         "provider_type": kind,
         "title": text(item, "label"),
-        "duration_s": (found["end_at"] - found["start_at"]).total_seconds(),
+        "duration_s": lasted(found["start_at"], found["end_at"], "end_datetime"),
         "distance_m": number(item, "distance"),
-        "energy_j": joules(item, "calories"),
+        "energy_j": joules(number(item, "calories")),
     }
 
 
 def sample(stream: Stream, item: dict[str, Json]) -> dict[str, Any]:
     """One heart rate. Its time is in UTC, so neither offset nor date is known."""
-    at = moment(item, "timestamp")
+    at = begun(item, "timestamp")
     return {
         "ordered_at": at,
         "start_at": at,
@@ -276,23 +272,15 @@ def sample(stream: Stream, item: dict[str, Json]) -> dict[str, Any]:
 
 def between(item: dict[str, Json], start_name: str, end_name: str) -> dict[str, Any]:
     """When something began and ended, and the day that Oura counts it to."""
-    start, end = moment(item, start_name), moment(item, end_name)
-    if not timedelta(0) <= end - start < timedelta(days=366):
-        raise BadRecord(f"{end_name}: not after {start_name}: {shown(item.get(end_name))}")
+    start, end = begun(item, start_name), begun(item, end_name)
+    lasted(start, end, end_name)
     return {
         "ordered_at": start,
         "start_at": start,
         "end_at": end,
         "utc_offset_s": offset(item.get(start_name)),
-        "local_date": civil(item),
+        "local_date": civil_day(item),
     }
-
-
-def moment(item: dict[str, Json], name: str) -> datetime:
-    found = instant(item.get(name), name)
-    if not 1971 <= found.year < 3000:
-        raise BadRecord(f"{name}: not when there are rings: {shown(item.get(name))}")
-    return found
 
 
 def offset(value: Json) -> int | None:
@@ -303,18 +291,12 @@ def offset(value: Json) -> int | None:
     return None if found is None else int(found.total_seconds())
 
 
-def civil(item: dict[str, Json]) -> date:
+def civil_day(item: dict[str, Json]) -> date:
     """The `day` of a document: a date where the person is, of no zone."""
     value = item.get("day")
     if isinstance(value, str) and re.fullmatch(r"[12][0-9]{3}-[0-9]{2}-[0-9]{2}", value):
         try:
-            return date.fromisoformat(value)
+            return lived(date.fromisoformat(value), "day")
         except ValueError:
             pass
     raise BadRecord(f"day: not a date: {shown(value)}")
-
-
-def joules(item: Mapping[str, Json], name: str) -> float | None:
-    """Kilocalories as joules."""
-    found = number(item, name)
-    return None if found is None else found * JOULES

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 from lifelogger.errors import BadRecord, Unavailable
 from lifelogger.providers.base import (
+    LONGEST,
     Endpoints,
     Http,
     Json,
@@ -18,10 +19,14 @@ from lifelogger.providers.base import (
     Stream,
     Usage,
     Window,
-    instant,
+    begun,
+    date_there,
     number,
+    scaled,
     shown,
     text,
+    utc_offset,
+    word,
 )
 
 LARGEST_PAGE = 200
@@ -95,7 +100,6 @@ class Strava(Provider):
     title = "Strava"
     scopes = ("read", "activity:read_all")
     streams = (Stream("activities", "activity", scopes=("activity:read_all", "activity:read")),)
-    poll_cost = 1
     scope_separator = ","
 
     def pages(self, http: Http, stream: Stream, window: Window) -> Iterator[Page]:
@@ -152,23 +156,21 @@ class Strava(Provider):
         key = self.external_id(stream, item)
         if key is None:
             raise BadRecord(f"id: not a whole number: {shown(item.get('id'))}")
-        start = begun(item)
+        start = begun(item, "start_date")
         sport = text(item, "sport_type") or text(item, "type")
-        elapsed, offset = number(item, "elapsed_time"), number(item, "utc_offset")
-        if elapsed is not None and not 0 <= elapsed < 366 * 86400:
+        elapsed = number(item, "elapsed_time")
+        offset = utc_offset(number(item, "utc_offset"), "utc_offset")
+        if elapsed is not None and not 0 <= elapsed < LONGEST.total_seconds():
             raise BadRecord(f"elapsed_time: not the length of an activity: {shown(elapsed)}")
-        if offset is not None and abs(offset) > 86400:
-            raise BadRecord(f"utc_offset: more than a day: {shown(offset)}")
-        kilojoules = number(item, "kilojoules")
         return Record(
             external_id=key,
             kind=stream.kind,
             ordered_at=start,
             start_at=start,
             end_at=None if elapsed is None else start + timedelta(seconds=elapsed),
-            utc_offset_s=None if offset is None else int(offset),
-            local_date=None if offset is None else (start + timedelta(seconds=offset)).date(),
-            type=None if sport is None else TYPES.get(sport, "other"),
+            utc_offset_s=offset,
+            local_date=date_there(start, offset),
+            type=word(TYPES, sport),
             provider_type=sport,
             title=text(item, "name"),
             duration_s=elapsed,
@@ -176,7 +178,7 @@ class Strava(Provider):
             distance_m=number(item, "distance"),
             elevation_gain_m=number(item, "total_elevation_gain"),
             # Calories stand in the detail only; kilojoules are the mechanical work of a ride.
-            work_j=None if kilojoules is None else kilojoules * 1000,
+            work_j=scaled(number(item, "kilojoules"), 1000),
             heart_rate_avg_bpm=number(item, "average_heartrate"),
             heart_rate_max_bpm=number(item, "max_heartrate"),
         )
@@ -186,9 +188,8 @@ class Strava(Provider):
 
     def pools(self, settings: Endpoints, connection_id: int, *, token: bool = False) -> tuple[Pool, ...]:
         """Reads spend from the read limits and the overall ones, token calls from the latter only."""
-        owner = f"{self.name}:{settings.client_id}"
-        overall = Pool("overall", f"{owner}:overall", settings.overall_budget, reports=True)
-        reads = Pool("reads", f"{owner}:reads", settings.budget, reports=True)
+        overall = self.pool(settings, "overall", settings.overall_budget, reports=True)
+        reads = self.pool(settings, "reads", settings.budget, reports=True)
         return (overall,) if token else (reads, overall)
 
     def usage(self, headers: Mapping[str, str]) -> dict[str, Usage]:
@@ -220,18 +221,10 @@ class Strava(Provider):
         )
 
 
-def begun(item: dict[str, Json]) -> datetime:
-    """When an activity started. A date no activity can have would end the walk too early, or time itself."""
-    start = instant(item.get("start_date"), "start_date")
-    if not 1971 <= start.year < 3000:
-        raise BadRecord(f"start_date: not when there are activities: {shown(item.get('start_date'))}")
-    return start
-
-
 def readable_start(item: Json) -> datetime | None:
     """The start of an item, or None when it is one that `record` will refuse."""
     try:
-        return begun(item) if isinstance(item, dict) else None
+        return begun(item, "start_date") if isinstance(item, dict) else None
     except BadRecord:
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -15,15 +16,12 @@ import requests
 from lifelogger import sync
 from lifelogger.connecting import challenge_of
 from lifelogger.connecting import connect as connect_account
-from lifelogger.providers.fitbit import ACTIVITY, Fitbit
+from lifelogger.providers.fitbit import METRICS, SOURCES, Fitbit
 from lifelogger.runtime import Runtime
-from lifelogger.sandbox.server import Sandbox
 from lifelogger.store.models import Record, Stream
-from tests.conftest import CLOCK
-from tests.live import NOON, connection, in_background, rows, tuned
+from tests.live import NOON, connection, in_background, rows, ticked, tuned
 from tests.live import connect as connect_any
 from tests.sandbox.control import Control
-from tests.sandbox.google_health import spec
 
 QUARTER = 900
 RECONCILE = "GET /dataTypes/{type}/dataPoints:reconcile"
@@ -31,7 +29,8 @@ ROLL_UP = "POST /dataTypes/{type}/dataPoints:dailyRollUp"
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 """For what no database has a part in."""
 
-STREAMS = [stream.name for stream in Fitbit.streams]
+STREAMS = [stream.name for stream in Fitbit.streams if not stream.optional]
+SAMPLES = "heart-rate-samples"
 ROLLED_UP = ("steps", "distance", "total-calories", "heart-rate")
 
 
@@ -53,7 +52,7 @@ def imported(live: Runtime, sandbox: Control, user_id: str) -> None:
 
 def told(sandbox: Control, token: str, name: str) -> list[Any]:
     """Every point of a data type, asked for in another way than we do: in the smallest spans there are."""
-    url = f"{sandbox.url}/fitbit/v4/users/me/dataTypes/{name}/dataPoints"
+    url = f"{sandbox.url}/fitbit/v4/users/me/dataTypes/{SOURCES[name].type}/dataPoints"
     headers, found = {"Authorization": f"Bearer {token}"}, []
     if name not in ROLLED_UP:
         query = {}
@@ -94,17 +93,6 @@ def records(live: Runtime, user_id: str, stream: str) -> list[Any]:
     return sorted(found, key=lambda row: row.ordered_at)
 
 
-def test_a_first_import_stores_exactly_what_is_there(live: Runtime, sandbox: Control) -> None:
-    """Promise 6: every point of every type once."""
-    (line,) = connect(live, sandbox, "alice")
-
-    imported(live, sandbox, "alice")
-
-    for name in STREAMS:
-        assert stored(live, "alice", name) == in_order(told(sandbox, line["access_token"], name)), name
-        assert stored(live, "alice", name), name
-
-
 @ONCE
 def test_it_does_not_matter_in_which_order_google_lists(live: Runtime, sandbox: Control) -> None:
     """The order of `reconcile` is not documented: here the oldest come first, and fill two pages."""
@@ -123,53 +111,7 @@ def test_it_does_not_matter_in_which_order_google_lists(live: Runtime, sandbox: 
 # What a poll costs ----------------------------------------------------------------------------------
 
 
-def test_a_poll_without_news_costs_one_request_for_each_data_type(live: Runtime, sandbox: Control) -> None:
-    """docs/providers/fitbit.md: ten, and nothing is written anew."""
-    connect(live, sandbox, "alice")
-    imported(live, sandbox, "alice")
-    before = rows(live, Record.__table__, "alice")
-
-    (run,) = sync.run("alice", runtime=live)
-
-    assert rows(live, Record.__table__, "alice") == before
-    assert (run.requests, run.counts.inserted, run.counts.updated, run.counts.deleted) == (10, 0, 0, 0)
-    assert Fitbit.poll_cost == 10
-
-
-@ONCE
-def test_every_request_is_one_that_the_specification_has(live: Runtime, sandbox: Control) -> None:
-    """And none lists without a filter: the sandbox would note it."""
-    connect(live, sandbox, "alice")
-    imported(live, sandbox, "alice")
-
-    entries = sandbox.ledger(provider="fitbit")
-
-    assert {entry["route"] for entry in entries} == {RECONCILE, ROLL_UP}
-    assert {entry["note"] for entry in entries} == {""}
-    for entry in entries:
-        assert spec.refuses(entry["method"], f"{entry['path']}?{entry['query']}") is None
-
-
 # Late, edited, deleted --------------------------------------------------------------------------------
-
-
-def test_late_uploads_edits_and_deletions_arrive(live: Runtime, sandbox: Control) -> None:
-    """Promise 6: all three at once, days back; a deleted one leaves an empty row."""
-    edited = sandbox.add("alice", start=NOON - timedelta(days=6), provider="fitbit")
-    deleted = sandbox.add("alice", start=NOON - timedelta(days=5), provider="fitbit")
-    (line,) = connect(live, sandbox, "alice")
-    imported(live, sandbox, "alice")
-    sandbox.edit(edited, fields={"displayName": "Renamed"}, provider="fitbit")
-    sandbox.delete_path(f"activities/{deleted}?provider=fitbit")
-    sandbox.add("alice", start=NOON - timedelta(days=4), uploaded=NOON + timedelta(minutes=20))
-    sandbox.step(QUARTER)
-
-    (run,) = sync.run("alice", runtime=live)
-
-    assert (run.counts.inserted, run.counts.updated, run.counts.deleted) == (1, 1, 1)
-    assert stored(live, "alice", "exercise") == in_order(told(sandbox, line["access_token"], "exercise"))
-    gone = next(row for row in records(live, "alice", "exercise") if row.deleted_at is not None)
-    assert (gone.external_id, gone.raw, gone.title) == (f"{deleted:x}", None, None)
 
 
 @pytest.mark.parametrize("name", ["sleep", "daily-oxygen-saturation", "weight"])
@@ -204,57 +146,49 @@ def test_more_exercises_than_a_page_holds_are_all_read(live: Runtime, sandbox: C
     assert stored(live, "alice", "exercise") == in_order(told(sandbox, line["access_token"], "exercise"))
 
 
-@ONCE
-def test_a_page_that_fails_concludes_no_deletion(live: Runtime, sandbox: Control) -> None:
-    """Promise 6: a span counts when it was read to its end."""
-    for hour in range(30):
-        sandbox.add("alice", start=NOON - timedelta(hours=hour + 1), elapsed=600)
-    (line,) = connect(live, sandbox, "alice")
-    imported(live, sandbox, "alice")
-    sandbox.fault(RECONCILE, provider="fitbit", status=500, skip=1, times=1)
-
-    (broken,) = sync.run("alice", runtime=live)
-
-    assert (broken.outcome, broken.counts.deleted) == ("failed", 0)
-    assert stored(live, "alice", "exercise") == in_order(told(sandbox, line["access_token"], "exercise"))
-
-
 # What is refused --------------------------------------------------------------------------------------
-
-
-@ONCE
-def test_a_scope_that_was_not_granted_costs_its_streams_only(live: Runtime, sandbox: Control) -> None:
-    connect(live, sandbox, "alice", scopes=[ACTIVITY[0]])
-
-    (run,) = sync.run("alice", runtime=tuned(live, sync={"history_days": 7}))
-
-    assert (run.outcome, run.requests) == ("ok", 4)
-    assert "sleep: not granted" in (run.message or "")
-    assert {row.stream for row in rows(live, Record.__table__, "alice")} == {
-        "exercise", "steps", "distance", "total-calories"
-    }  # fmt: skip
 
 
 def test_an_account_without_a_profile_is_a_state_that_people_can_read(
     live: Runtime, sandbox: Control
 ) -> None:
-    """`ACCOUNT_NOT_LINKED` is no failure and not asked again for a day; then all is there."""
+    """`ACCOUNT_NOT_LINKED` is no failure: one request tells it of all streams, and the next a day later."""
     short = tuned(live, sync={"history_days": 7})
     sandbox.settings("fitbit", not_linked=["alice"])
     connect(live, sandbox, "alice")
 
     (told_so,) = sync.run("alice", runtime=short)
-    sandbox.step(QUARTER)
-    (quiet,) = sync.run("alice", runtime=short)
+    row = connection(live, "alice")
+    sandbox.step(86_400 - 60)
+    quiet = ticked(short, "alice")
+    sandbox.step(60)
+    (again,) = ticked(short, "alice")
     sandbox.settings("fitbit", not_linked=[])
     sandbox.step(86_400)
-    (mended,) = sync.run("alice", runtime=short)
+    (mended,) = ticked(short, "alice")
 
-    assert (told_so.outcome, quiet.requests, mended.outcome) == ("deferred", 0, "ok")
+    assert [(run.outcome, run.requests) for run in (told_so, again)] == [("deferred", 1)] * 2
+    assert quiet == []
     assert "this Google account has no Fitbit profile" in (told_so.message or "")
-    assert "this Google account has no Fitbit profile" in (quiet.message or "")
-    assert mended.message is None
+    assert (row.status, row.failures, row.wait_reason) == ("active", 0, told_so.message)
+    assert row.next_sync_at == NOON + timedelta(days=1)
+    assert (mended.outcome, mended.message) == ("ok", None)
     assert mended.counts.inserted > 0
+    assert connection(live, "alice").wait_reason is None
+
+
+@ONCE
+def test_whoever_has_set_up_a_profile_and_asks_is_synced_at_once(live: Runtime, sandbox: Control) -> None:
+    short = tuned(live, sync={"history_days": 7})
+    sandbox.settings("fitbit", not_linked=["alice"])
+    connect(live, sandbox, "alice")
+    sync.run("alice", runtime=short)
+    sandbox.settings("fitbit", not_linked=[])
+
+    (run,) = sync.run("alice", runtime=short)
+
+    assert (run.outcome, run.message) == ("ok", None)
+    assert {row.stream for row in rows(live, Record.__table__, "alice")} == set(STREAMS)
 
 
 @ONCE
@@ -302,15 +236,56 @@ def test_a_refresh_keeps_the_old_refresh_token(live: Runtime, sandbox: Control) 
     assert len(sandbox.ledger(provider="fitbit", route="POST /token", status=200)) == 2
 
 
+# Samples, which are an option -------------------------------------------------------------------------
+
+
+def with_samples(live: Runtime) -> Runtime:
+    fitbit = live.settings.providers["fitbit"].model_copy(update={"extra_streams": (SAMPLES,)})
+    providers = {**live.settings.providers, "fitbit": fitbit}
+    return dataclasses.replace(live, settings=live.settings.model_copy(update={"providers": providers}))
+
+
 @ONCE
-def test_a_grant_that_was_taken_back_is_over(live: Runtime, sandbox: Control) -> None:
-    connect(live, sandbox, "alice")
-    sandbox.revoke("alice", provider="fitbit")
+def test_samples_are_read_when_the_settings_say_so(live: Runtime, sandbox: Control) -> None:
+    """Each once, beside the days that are made of them; a poll costs a request for each day of look-back."""
+    sandbox.set_clock(NOON)
+    live = with_samples(tuned(live, sync={"history_days": 10}))
+    connect(live, sandbox, "alice", scopes=[METRICS[0]])
+    for _ in range(2):
+        (run,) = sync.run("alice", runtime=live)
+        assert run.outcome == "ok", run.message
+        sandbox.step(QUARTER)
+    asked = len(sandbox.ledger(provider="fitbit", kind="read"))
 
-    (run,) = sync.run("alice", runtime=live)
+    (poll,) = sync.run("alice", runtime=live)
 
-    assert run.outcome == "needs_reauth"
-    assert connection(live, "alice").status == "needs_reauth"
+    polled = [entry["path"] for entry in sandbox.ledger(provider="fitbit", kind="read")[asked:]]
+    assert polled.count("/v4/users/me/dataTypes/heart-rate/dataPoints:reconcile") == 8
+    assert poll.requests == len(polled) == 8 + 5
+    assert (poll.counts.updated, poll.counts.deleted) == (0, 0)
+    (referee,) = sandbox.connect("alice", provider="fitbit", client_id="referee")
+    there = requests.get(
+        f"{sandbox.url}/fitbit/v4/users/me/dataTypes/heart-rate/dataPoints",
+        {"filter": 'heart_rate.sample_time.civil_time >= "2026-11-16"', "pageSize": 10_000},
+        headers={"Authorization": f"Bearer {referee['access_token']}"},
+        timeout=20,
+    ).json()["dataPoints"]
+    kept = records(live, "alice", SAMPLES)
+    assert in_order(row.raw for row in kept if row.local_date >= date(2026, 11, 16)) == in_order(there)
+    assert len(there) > 8 * 200
+    assert {(row.kind, row.utc_offset_s, row.deleted_at) for row in kept} == {("body", 3600, None)}
+    assert records(live, "alice", "heart-rate")  # the days have a stream of their own
+
+
+@ONCE
+def test_samples_are_neither_asked_for_nor_read_otherwise(live: Runtime, sandbox: Control) -> None:
+    connect(live, sandbox, "alice", scopes=[METRICS[0]])
+
+    (run,) = sync.run("alice", runtime=tuned(live, sync={"history_days": 7}))
+
+    assert (run.outcome, run.requests) == ("ok", 5)
+    assert SAMPLES not in (run.message or "")
+    assert records(live, "alice", SAMPLES) == []
 
 
 # Connecting -------------------------------------------------------------------------------------------
@@ -376,42 +351,3 @@ def test_a_run_and_a_night_over_the_end_of_summer_time(live: Runtime, sandbox: C
     assert night.duration_s == (night.end_at - night.start_at).total_seconds()
     assert night.duration_s == night.asleep_s + night.awake_s
     assert days == [days[0] + timedelta(number) for number in range(len(days))]
-
-
-class TestFarFromGreenwich:
-    """From UTC-11 to UTC+14, on both sides of the midnight there."""
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def sandbox_server(cls) -> Iterator[Sandbox]:
-        with Sandbox(people=21, seed=7, history_days=30, clock=CLOCK) as server:
-            yield server
-
-    @pytest.mark.parametrize(
-        ("person", "offset", "now", "today"),
-        [
-            ("tala", -11 * 3600, "2026-11-24T10:55:00Z", date(2026, 11, 23)),
-            ("tala", -11 * 3600, "2026-11-24T11:05:00Z", date(2026, 11, 24)),
-            ("uma", 14 * 3600, "2026-11-24T09:55:00Z", date(2026, 11, 24)),
-            ("uma", 14 * 3600, "2026-11-24T10:05:00Z", date(2026, 11, 25)),
-        ],
-    )
-    @ONCE
-    def test_days_are_those_of_the_person(
-        self, live: Runtime, sandbox: Control, person: str, offset: int, now: str, today: date
-    ) -> None:
-        sandbox.freeze(now)
-        key = sandbox.add(person, elapsed=240)
-        (line,) = connect(live, sandbox, person)
-        short = tuned(live, sync={"history_days": 40})
-
-        sync.run(person, runtime=short)
-
-        for name in STREAMS:
-            assert stored(live, person, name) == in_order(told(sandbox, line["access_token"], name)), name
-        (run,) = [row for row in records(live, person, "exercise") if row.external_id == f"{key:x}"]
-        started = run.start_at + timedelta(seconds=offset)
-        assert (run.utc_offset_s, run.local_date) == (offset, started.date())
-        assert [row.local_date for row in records(live, person, "steps")][-1] == today
-        for night in records(live, person, "sleep"):
-            assert night.local_date == (night.end_at + timedelta(seconds=offset)).date()

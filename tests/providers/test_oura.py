@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lifelogger.errors import BadRecord, Refused, Unavailable
-from lifelogger.providers.base import Record, Window
-from lifelogger.providers.oura import MARGIN, SERIES_SPAN, SESSIONS, SPAN, TYPES, Oura
+from lifelogger.providers import oura
+from lifelogger.providers.base import MOST_REPLIES, Record, Window
+from lifelogger.providers.oura import MARGIN, SERIES_SPAN, SPAN, Oura
+from tests.providers.contract import NOVEL, Contract, Listed
+from tests.sandbox.control import Control
 from tests.sandbox.openapi import SPEC
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -120,6 +123,12 @@ def on(*days: date | str) -> list[dict[str, Any]]:
     return [{**SCORE, "id": f"{day}", "day": f"{day}"} for day in days]
 
 
+class Settings:
+    client_id, authorize_url = "id", "https://cloud.ouraring.com/oauth/authorize"
+    budget, overall_budget, user_budget = ("5000/5 minutes",), (), ()
+    extra_streams: tuple[str, ...] = ()
+
+
 WEEK = Window(NOW - timedelta(days=7), now=NOW)
 
 
@@ -217,8 +226,13 @@ def test_what_is_no_page_is_trouble_that_may_pass(reply: Any) -> None:
         def get(self, path: str, **params: Any) -> Any:
             return reply
 
-    with pytest.raises(Unavailable, match="not a page"):
+    with pytest.raises(Unavailable, match="not a list"):
         list(OURA.pages(Odd(), STREAMS["sleep"], WEEK))
+
+
+def test_a_window_without_an_end_needs_to_know_the_time() -> None:
+    with pytest.raises(ValueError, match="an end, or a now"):
+        read("sleep", Window(NOW - timedelta(days=7)))
 
 
 def test_a_collection_without_end_is_given_up() -> None:
@@ -230,11 +244,17 @@ def test_a_collection_without_end_is_given_up() -> None:
     cloud = Endless()
     with pytest.raises(Unavailable, match="does not end"):
         list(OURA.pages(cloud, STREAMS["sleep"], WEEK))
-    assert len(cloud.asked) == 200
+    assert len(cloud.asked) == MOST_REPLIES
 
 
 def test_a_poll_costs_one_request_for_each_collection() -> None:
-    assert OURA.poll_cost == len(STREAMS) == 7
+    """And one more for each that the settings add."""
+
+    class More(Settings):
+        extra_streams = ("heartrate",)
+
+    assert OURA.poll_cost(Settings()) == len(STREAMS) == 7
+    assert OURA.poll_cost(More()) == 8
     assert all(SPEC.operation("GET", f"/v2/usercollection/{name}") for name in STREAMS)
 
 
@@ -315,14 +335,6 @@ def test_a_word_that_is_not_known_stays_beside_ours() -> None:
     record = OURA.record(STREAMS["workout"], {**WORKOUT, "activity": "quidditch", "label": "Cup\x00 final"})
 
     assert (record.type, record.provider_type, record.title) == ("other", "quidditch", "Cup final")
-
-
-def test_our_words_are_in_the_vocabulary() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "records.md").read_text(encoding="utf-8")
-    vocabulary = page.partition("## Types of activity")[2].partition("\n## ")[0]
-
-    for word in {*TYPES.values(), *SESSIONS.values()}:
-        assert f"`{word}`" in vocabulary
 
 
 def test_days_have_a_date_and_no_instant() -> None:
@@ -439,15 +451,6 @@ odd_values = (
 )
 
 
-@settings(max_examples=400, deadline=None)
-@given(data=st.data(), name=st.sampled_from(sorted(STREAMS)))
-def test_any_document_is_a_record_or_a_bad_one(data: st.DataObject, name: str) -> None:
-    """Promise 7 at its source: nothing else is raised, and a record is one that a database takes."""
-    fields = sorted(DOCUMENTS[name])
-    changes = data.draw(st.dictionaries(st.sampled_from(fields), odd_values, max_size=3))
-    check(name, DOCUMENTS[name] | changes)
-
-
 @settings(max_examples=200, deadline=None)
 @given(changes=st.dictionaries(st.sampled_from(sorted(SAMPLE)), odd_values, max_size=3))
 def test_any_sample_is_a_record_or_a_bad_one(changes: dict[str, Any]) -> None:
@@ -455,12 +458,6 @@ def test_any_sample_is_a_record_or_a_bad_one(changes: dict[str, Any]) -> None:
         record = OURA.record(HEART, SAMPLE | changes)
         assert record.external_id == OURA.external_id(HEART, SAMPLE | changes)
         json.dumps(record.provider_type, ensure_ascii=False).encode()
-
-
-@given(item=anything, name=st.sampled_from(sorted(STREAMS)))
-@example(item={"id": "x", "day": "2026-11-24", "spo2_percentage": {"average": True}}, name="daily_spo2")
-def test_any_json_is_a_record_or_a_bad_one(item: Any, name: str) -> None:
-    check(name, item)
 
 
 def check(name: str, item: Any) -> None:
@@ -494,8 +491,40 @@ def test_when_to_ask_again(headers: dict[str, str], seconds: int | None) -> None
     assert OURA.retry_at(headers, NOW) == (None if seconds is None else NOW + timedelta(seconds=seconds))
 
 
+def test_a_request_spends_from_the_tokens_limit_and_the_applications() -> None:
+    """How large the former is, is not told: it has no window until the settings say so."""
+    user, requests = OURA.pools(Settings(), 7)
+
+    assert (user.key, user.limits) == ("oura:id:user:7", ())
+    assert (requests.key, requests.limits) == ("oura:id:requests", ("5000/5 minutes",))
+    assert OURA.shared_pools(Settings()) == OURA.pools(Settings(), 7, token=True) == (requests,)
+
+
+@pytest.mark.parametrize(
+    ("tier", "pools"),
+    [
+        ("token", ("user",)),
+        ("per-access-token", ("user",)),
+        ("ACCESS_TOKEN", ("user",)),
+        ("application", ()),
+        ("all tokens of the app", ()),
+        ("2", ()),
+        ("", ()),
+        (None, ()),
+    ],
+)
+def test_a_tier_named_like_the_tokens_layer_closes_that_one_and_any_other_word_all(
+    tier: str | None, pools: tuple[str, ...]
+) -> None:
+    """The words are not documented, the layers' names are: "per-access-token", "per-application"."""
+    headers = {"Retry-After": "30", "X-RateLimit-Limit": "60", "X-RateLimit-Window": "60"}
+
+    assert OURA.spent_pools({**headers, **({"X-RateLimit-Tier": tier} if tier is not None else {})}) == pools
+
+
 def test_a_403_is_told_in_words_and_other_refusals_as_they_are() -> None:
     assert "subscription has ended" in (OURA.refusal(403, {"detail": "no"}) or "")
+    assert not OURA.refuses_account(403, {"detail": "no"})
     assert OURA.refusal(400, None) is None
 
 
@@ -528,3 +557,33 @@ def test_what_we_ask_for_is_what_the_streams_need_and_the_document_has() -> None
     assert {*OURA.scopes, *HEART.scopes} <= flow["scopes"].keys()
     assert all({*OURA.scopes} & {*stream.scopes} for stream in STREAMS.values())
     assert not {*OURA.scopes} & {*HEART.scopes}
+
+
+# The contract ------------------------------------------------------------------------------------------
+
+
+def listed(name: str, *, edit: Any, broken: Any, **novel: Any) -> Listed:
+    return Listed(f"GET /{name}", edit=edit, broken=broken, novel={**NOVEL, **novel})
+
+
+class TestContract(Contract):
+    provider = OURA
+    lists: Mapping[str, Listed] = {
+        "daily_activity": listed("daily_activity", edit={"steps": 17}, broken={"steps": "many"}),
+        "daily_readiness": listed("daily_readiness", edit={"score": 17}, broken={"score": "high"}),
+        "daily_sleep": listed("daily_sleep", edit={"score": 17}, broken={"score": "high"}),
+        "daily_spo2": listed(
+            "daily_spo2", edit={"spo2_percentage": {"average": 17.5}}, broken={"spo2_percentage": 7}
+        ),
+        "sleep": listed("sleep", edit={"average_hrv": 17}, broken={"average_hrv": "high"}, type="dreams"),
+        "workout": listed(
+            "workout", edit={"label": "Renamed"}, broken={"calories": "many"}, activity="moonwalk"
+        ),
+        "session": listed(
+            "session", edit={"mood": "bad"}, broken={"end_datetime": "later"}, type="levitation"
+        ),
+    }
+
+    def small_pages(self, sandbox: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+        sandbox.settings(provider="oura", page_size=5)
+        monkeypatch.setattr(oura, "SPAN", timedelta(days=10))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
-from queue import Queue
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -13,15 +11,11 @@ import pytest
 import requests
 
 from lifelogger import sync
-from lifelogger.connecting import connect as connect_account
 from lifelogger.providers.oura import Oura
 from lifelogger.runtime import Runtime
-from lifelogger.sandbox.server import Sandbox
 from lifelogger.store.models import Record, Stream
-from tests.conftest import CLOCK
-from tests.live import NOON, connect, connection, in_background, journal, quarantined, rows, tuned
+from tests.live import NOON, connect, connection, rows, tuned
 from tests.sandbox.control import Control
-from tests.sandbox.openapi import SPEC
 
 QUARTER, HOUR, DAY = 900, 3600, 86_400
 NAMES = [stream.name for stream in Oura.streams if not stream.optional]
@@ -29,25 +23,10 @@ ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 """For what no database has a part in."""
 
 
-@pytest.fixture(scope="module")
-def sandbox_server() -> Iterator[Sandbox]:
-    """As many people as it takes to have one at each end of the world."""
-    with Sandbox(people=21, seed=7, history_days=90, clock=CLOCK) as server:
-        yield server
-
-
 @pytest.fixture
 def live(live: Runtime) -> Runtime:
     """With a history that ends a little before people's: two spans."""
     return tuned(live, sync={"history_days": 120})
-
-
-@pytest.fixture
-def pages_of_seven(sandbox: Control) -> Iterator[None]:
-    """Oura's pages have seven documents: a span is many of them."""
-    sandbox.settings(provider="oura", page_size=7)
-    yield
-    sandbox.settings(provider="oura", page_size=50)
 
 
 def joined(live: Runtime, sandbox: Control, *people: str, **grant: Any) -> list[dict[str, Any]]:
@@ -102,36 +81,6 @@ def imported(live: Runtime, sandbox: Control, person: str) -> None:
     raise AssertionError("the import does not end")
 
 
-@pytest.mark.usefixtures("pages_of_seven")
-def test_a_first_import_stores_exactly_what_is_there(live: Runtime, sandbox: Control) -> None:
-    """Promise 6: every document of every collection once, its payload equal in meaning."""
-    joined(live, sandbox, "alice", "bruno")
-
-    runs = sync.run("alice", runtime=live) + sync.run("bruno", runtime=live)
-
-    assert [(run.outcome, run.message) for run in runs] == [("ok", None), ("ok", None)]
-    for person in ("alice", "bruno"):
-        assert stored(live, person) == truth(sandbox, person)
-        assert {name for name, _ in stored(live, person)} == set(NAMES)
-        assert quarantined(live, person) == []
-
-
-def test_a_poll_without_news_changes_nothing_and_costs_seven_requests(
-    live: Runtime, sandbox: Control
-) -> None:
-    """docs/providers/oura.md: one for each collection, since no request shows two of them."""
-    joined(live, sandbox, "alice")
-    imported(live, sandbox, "alice")
-    before = rows(live, Record.__table__, "alice")
-    sandbox.step(QUARTER)
-
-    (run,) = sync.run("alice", runtime=live)
-
-    assert rows(live, Record.__table__, "alice") == before
-    assert (run.requests, run.counts.inserted, run.counts.updated, run.counts.deleted) == (7, 0, 0, 0)
-    assert run.requests == Oura.poll_cost
-
-
 def test_days_that_are_revised_are_read_again(live: Runtime, sandbox: Control) -> None:
     """Steps grow with the day, and a night is analysed again hours after it."""
     sandbox.freeze(datetime(2026, 11, 24, 8, tzinfo=UTC))  # a few hours after Alice woke up
@@ -179,56 +128,7 @@ def test_a_sleep_that_its_owner_deletes_is_gone_and_one_deleted_before_never_com
     assert seen
 
 
-def test_a_workout_that_is_deleted_or_edited(live: Runtime, sandbox: Control) -> None:
-    joined(live, sandbox, "alice")
-    imported(live, sandbox, "alice")
-    first, second = (
-        sandbox.add("alice", start=NOON - timedelta(days=age), provider="oura") for age in (3, 4)
-    )
-    sync.run("alice", runtime=live)
-    sandbox.edit(first, fields={"label": "With Bruno"}, provider="oura")
-    sandbox.delete_path(f"activities/{second}?provider=oura")
-
-    (run,) = sync.run("alice", runtime=live)
-
-    assert (run.counts.updated, run.counts.deleted) == (1, 1)
-    assert stored(live, "alice") == truth(sandbox, "alice")
-    assert "With Bruno" in {row.title for row in kept(live, "alice")}
-
-
 # Zones -----------------------------------------------------------------------------------------------
-
-
-@ONCE
-@pytest.mark.parametrize(
-    "moment",
-    [
-        datetime(2026, 11, 24, 9, 50, tzinfo=UTC),  # UTC+14: before midnight
-        datetime(2026, 11, 24, 10, 30, tzinfo=UTC),  # UTC+14: the 25th has begun; UTC-11: still the 23rd
-        datetime(2026, 11, 24, 11, 30, tzinfo=UTC),  # UTC-11: the 24th has begun
-        datetime(2026, 11, 24, 23, 30, tzinfo=UTC),
-        datetime(2026, 11, 25, 0, 30, tzinfo=UTC),
-    ],
-)
-def test_today_is_read_wherever_somebody_is(live: Runtime, sandbox: Control, moment: datetime) -> None:
-    """From UTC-11 to UTC+14, on both sides of their midnight and of that of UTC."""
-    sandbox.freeze(moment)
-    zones = {person: zone_of(sandbox, person) for person in ("tala", "uma", "alice")}
-    joined(live, sandbox, *zones)
-    for person, zone in zones.items():
-        imported(live, sandbox, person)
-        today = sandbox_date(sandbox, zone)
-
-        newest = max(row.local_date for row in kept(live, person) if row.stream == "daily_activity")
-
-        assert newest == today
-        assert stored(live, person) == truth(sandbox, person)
-
-
-def test_the_homes_of_these_tests_are_the_ends_of_the_world(sandbox: Control) -> None:
-    offsets = [NOON.astimezone(zone_of(sandbox, person)).utcoffset() for person in ("tala", "uma")]
-
-    assert offsets == [timedelta(hours=-11), timedelta(hours=14)]
 
 
 def test_instants_offsets_and_dates_over_the_end_of_summer_time(live: Runtime, sandbox: Control) -> None:
@@ -257,33 +157,6 @@ def test_instants_offsets_and_dates_over_the_end_of_summer_time(live: Runtime, s
 
 
 # What is not granted, and what is refused ------------------------------------------------------------
-
-
-def test_a_stream_whose_scope_is_missing_is_off_and_the_others_go_on(live: Runtime, sandbox: Control) -> None:
-    joined(live, sandbox, "alice", scopes=["daily", "workout"])
-
-    (run,) = sync.run("alice", runtime=live)
-
-    assert run.outcome == "ok"
-    assert (
-        run.message == "Not read: daily_spo2: not granted: spo2Daily or spo2; session: not granted: session"
-    )
-    assert {name for name, _ in stored(live, "alice")} == set(NAMES) - {"daily_spo2", "session"}
-    assert streams(live, "alice")["session"].off_reason == "not granted: session"
-    assert {entry["status"] for entry in asked(sandbox)} == {200}
-    assert not {"/daily_spo2", "/session"} & {entry["path"][19:] for entry in asked(sandbox)}
-
-
-def test_a_scope_that_is_granted_later_brings_its_stream(live: Runtime, sandbox: Control) -> None:
-    joined(live, sandbox, "alice", scopes=["daily"])
-    sync.run("alice", runtime=live)
-    joined(live, sandbox, "alice")
-    sandbox.step(QUARTER)
-
-    imported(live, sandbox, "alice")
-
-    assert stored(live, "alice") == truth(sandbox, "alice")
-    assert [row.off_reason for row in streams(live, "alice").values()] == [None] * 7
 
 
 def test_an_ended_subscription_is_a_state_and_no_fault_to_retry(live: Runtime, sandbox: Control) -> None:
@@ -323,6 +196,25 @@ def test_the_limit_is_waited_for_as_its_headers_say(live: Runtime, sandbox: Cont
     sandbox.step(QUARTER)
     imported(live, sandbox, "alice")
     assert stored(live, "alice") == truth(sandbox, "alice")
+
+
+@ONCE
+@pytest.mark.parametrize(("tier", "others"), [("access_token", "ok"), ("application", "deferred")])
+def test_the_limit_of_one_token_keeps_nobody_else_waiting(
+    live: Runtime, sandbox: Control, tier: str, others: str
+) -> None:
+    """Two layers, and `X-RateLimit-Tier` says which one: at any word that is not the token's, all wait."""
+    joined(live, sandbox, "alice", "bruno")
+    headers = {"Retry-After": "240", "X-RateLimit-Tier": tier}
+    sandbox.fault("GET /daily_activity", status=429, headers=headers, times=1, provider="oura")
+
+    (refused,) = sync.run("alice", runtime=live)
+    (other,) = sync.run("bruno", runtime=live)
+    (again,) = sync.run("alice", runtime=live)
+
+    assert (refused.outcome, refused.requests, other.outcome) == ("deferred", 1, others)
+    assert (again.outcome, again.requests) == ("deferred", 0)
+    assert NOON < connection(live, "alice").next_sync_at <= NOON + timedelta(seconds=242)
 
 
 @ONCE
@@ -380,58 +272,7 @@ def test_heart_rate_is_neither_asked_for_nor_read_otherwise(live: Runtime, sandb
 # Tokens ----------------------------------------------------------------------------------------------
 
 
-@ONCE
-def test_a_person_connects_and_says_what_may_be_read(live: Runtime, sandbox: Control) -> None:
-    """Scope by scope; the token reply does not name them, so one request asks."""
-    shown: Queue[str] = Queue()
-    connecting = in_background(connect_account, live, "zoe", "oura", shown.put)
-
-    requests.get(f"{shown.get(timeout=20)}&person=alice&grant=daily%20workout", timeout=20)
-
-    assert connecting.result(20) == (True, ["session", "spo2Daily"])
-    row = connection(live, "zoe")
-    assert row.provider_user_id == sandbox.people()[0]["oura"]["id"]
-    assert [entry["route"] for entry in asked(sandbox, kind="read")] == ["GET /personal_info"]
-    assert {name for name, _ in stored(live, "zoe")} == set()
-    sync.run("zoe", runtime=live)
-    assert {name for name, _ in stored(live, "zoe")} == set(NAMES) - {"session", "daily_spo2"}
-
-
-def test_a_refresh_token_is_used_once(live: Runtime, sandbox: Control) -> None:
-    joined(live, sandbox, "alice")
-    for _ in range(3):
-        sandbox.expire("alice", provider="oura")
-        sandbox.step(QUARTER)
-        (run,) = sync.run("alice", runtime=live)
-        assert run.outcome == "ok"
-
-    assert [entry["status"] for entry in asked(sandbox, kind="token")] == [200] * 3
-    assert sandbox.summary()["refresh_tokens_used_twice"] == 0
-
-
-def test_access_that_is_taken_back_asks_for_a_new_sign_in(live: Runtime, sandbox: Control) -> None:
-    joined(live, sandbox, "alice")
-    sandbox.revoke("alice", provider="oura")
-
-    (run,) = sync.run("alice", runtime=live)
-
-    assert run.outcome == journal(live, "alice")[-1].outcome == "needs_reauth"
-
-
 # What was asked --------------------------------------------------------------------------------------
-
-
-def test_every_request_is_one_that_the_document_has(live: Runtime, sandbox: Control) -> None:
-    """The last day asked for is tomorrow, or later, everywhere on Earth."""
-    joined(live, sandbox, "alice")
-    imported(live, sandbox, "alice")
-
-    entries = asked(sandbox)
-
-    assert {(entry["status"], entry["note"]) for entry in entries} == {(200, "")}
-    assert {SPEC.refuses("GET", f"{entry['path']}?{entry['query']}") for entry in entries} == {None}
-    newest = {entry["path"] for entry in entries if "end_date=2026-11-26" in entry["query"]}
-    assert newest == {f"/v2/usercollection/{name}" for name in NAMES}
 
 
 def zone_of(sandbox: Control, person: str) -> ZoneInfo:

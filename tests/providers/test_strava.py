@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from lifelogger.errors import BadRecord, Unavailable
+from lifelogger.providers import strava
 from lifelogger.providers.base import Usage, Window
 from lifelogger.providers.strava import Strava
+from tests.providers.contract import NOVEL, Contract, Listed
+from tests.sandbox.control import Control
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 STRAVA = Strava()
@@ -185,3 +189,21 @@ def test_a_dead_refresh_token_is_told_from_other_refusals() -> None:
     assert STRAVA.grant_is_dead(400, dead)
     assert not STRAVA.grant_is_dead(400, {"errors": [{"resource": "Application", "code": "invalid"}]})
     assert not STRAVA.grant_is_dead(500, dead)
+
+
+# The contract ------------------------------------------------------------------------------------------
+
+
+class TestContract(Contract):
+    provider = Strava()
+    lists: Mapping[str, Listed] = {
+        "activities": Listed(
+            "GET /athlete/activities",
+            edit={"name": "Renamed"},
+            broken={"distance": "far"},
+            novel={**NOVEL, "sport_type": "Moonwalk"},
+        ),
+    }
+
+    def small_pages(self, sandbox: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(strava, "LARGEST_PAGE", 5)

@@ -112,22 +112,6 @@ def check(item: Any) -> Record | None:
     return record
 
 
-@given(item=anything)
-def test_any_json_is_a_record_or_a_bad_one(item: Any) -> None:
-    check(item)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    changes=st.dictionaries(st.sampled_from(READ), odd_values, max_size=3),
-    gone=st.sets(st.sampled_from(READ)),
-)
-def test_an_activity_with_any_odd_values_is_a_record_or_a_bad_one(
-    changes: dict[str, Any], gone: set[str]
-) -> None:
-    check({key: value for key, value in REAL.items() if key not in gone} | changes)
-
-
 @given(field=st.sampled_from(sorted(set(REAL) - set(READ))), value=anything)
 def test_fields_that_we_do_not_read_cannot_hurt(field: str, value: Any) -> None:
     assert check({**REAL, field: value}) == check(REAL)
