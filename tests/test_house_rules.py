@@ -129,7 +129,7 @@ def test_importing_needs_neither_redis_nor_settings() -> None:
 SANDBOX_REGISTER = {
     "lifelogger/sandbox/__init__.py",  # says in words what it simulates
     "lifelogger/sandbox/__main__.py",
-    "lifelogger/sandbox/world.py",  # the list of its providers
+    "lifelogger/sandbox/world.py",  # which one is meant where none is named
 }
 WORDS = re.compile(
     r"\b({})".format("|".join([*registry(), "strava", "fitbit", "oura", "google.?health"])), re.IGNORECASE

@@ -6,10 +6,14 @@ What a package has to say is in `lifelogger.providers.base` and, for the simulat
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -231,23 +235,73 @@ def test_every_command_knows_a_provider_that_a_package_brings(package: Path, tmp
     )
     settings.write_text(f"[providers.scale]\n{table}\n")
 
-    told = json.loads(lifelogger(package, settings, "status", "--json").stdout)
+    here = Path(__file__).parents[__name__.count(".")]  # where a process finds this very module
+    path, environ = os.pathsep.join(map(str, (package, ROOT, here))), {"LIFELOGGER_SETTINGS": str(settings)}
+
+    told = json.loads(lifelogger(path, "status", "--json", **environ).stdout)
     settings.write_text(f"[providers.scales]\n{table}\n")
-    misspelt = lifelogger(package, settings, "status")
+    misspelt = lifelogger(path, "status", **environ)
 
     assert set(told["providers"]) == {"fitbit", "oura", "scale", "strava"}
     assert misspelt.returncode != 0
     assert "did you mean providers.scale" in misspelt.stderr
 
 
-def lifelogger(package: Path, settings: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    here = Path(__file__).parents[__name__.count(".")]  # where a process finds this very module
-    path = os.pathsep.join(map(str, (package, ROOT, here)))
+def lifelogger(
+    path: Path | str, *arguments: str, cwd: Path = ROOT, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """A command of the lifelogger that `path` finds."""
+    without = {name: value for name, value in os.environ.items() if not name.startswith("LIFELOGGER_")}
     return subprocess.run(
         [sys.executable, "-m", "lifelogger", *arguments],
-        env={**os.environ, "PYTHONPATH": path, "LIFELOGGER_SETTINGS": str(settings)},
+        cwd=cwd,
+        env={**without, "PYTHONPATH": str(path), **environ},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=55,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_two_files_and_a_table_are_all_that_a_checkout_needs(tmp_path: Path) -> None:
+    """docs/adding-a-provider.md: put in their places, nothing else changed, and people have it."""
+    for name in ("lifelogger", "actors"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "scheduler.py", tmp_path)
+    (tmp_path / "lifelogger/providers/scale.py").write_text(alone("SPAN", "Scale"))
+    (tmp_path / "lifelogger/sandbox/scale.py").write_text(alone("SimulatedScale"))
+    table = (ROOT / "docs/adding-a-provider.md").read_text().partition("```toml")[2].partition("```")[0]
+    settings = (ROOT / "settings.toml").read_text() + textwrap.dedent(table)
+    (tmp_path / "settings.toml").write_text(settings)
+    with socket.create_server(("127.0.0.1", 0)) as web, socket.create_server(("127.0.0.1", 0)) as sandbox:
+        ports = [str(end.getsockname()[1]) for end in (web, sandbox)]
+    environ = {
+        "LIFELOGGER_WEB__PORT": ports[0],
+        "LIFELOGGER_SANDBOX__PORT": ports[1],
+        "LIFELOGGER_SANDBOX__PEOPLE": "4",
+        **{f"LIFELOGGER_PROVIDERS__{name}__ENABLED": "false" for name in ("STRAVA", "FITBIT", "OURA")},
+    }
+
+    run = lifelogger(tmp_path, "run", "--for", "12s", cwd=tmp_path, **environ)
+    told = lifelogger(tmp_path, "status", "--json", cwd=tmp_path, **environ)
+
+    assert run.returncode == 0, run.stderr
+    scale = json.loads(told.stdout)["providers"]["scale"]
+    assert scale["connections"] > 0
+    assert scale["records"] > 0
+
+
+def alone(*names: str) -> str:
+    """Some definitions of this file as a file of their own, with the imports that are not of tests."""
+    parts = []
+    source = Path(__file__).read_text()
+    for node in ast.parse(source).body:
+        imports = isinstance(node, ast.Import | ast.ImportFrom)
+        text = ast.get_source_segment(source, node) or ""
+        own = text.startswith(tuple(f"{word} {name}" for name in names for word in ("class", "def"))) or (
+            text.split(" = ")[0] in names
+        )
+        if (imports and "tests." not in text and "pytest" not in text) or own:
+            parts.append(text)
+    return "\n".join(parts) + "\n"
