@@ -34,8 +34,9 @@ status: env  ## how everything stands
 test: env  ## the tests, in less than two minutes
 	@$(BIN)/pytest -n auto
 
-test-slow: env  ## the tests that take longer: kills at random moments, 500 people at once
-	@$(BIN)/pytest -m slow --timeout 600
+test-slow: env  ## the tests that take longer: kills at random, 500 people at once, a month of 100 lives
+	@$(BIN)/pytest -m slow --timeout 600 --ignore tests/providers
+	@$(BIN)/pytest -m slow --timeout 600 -n auto tests/providers
 
 bench: env  ## measure, as ratios
 	@$(BIN)/python benchmarks/tick.py

@@ -17,8 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, NoReturn
 from urllib.parse import urljoin, urlsplit
@@ -28,7 +27,7 @@ import urllib3
 
 from lifelogger.budget import Budget, Ticket
 from lifelogger.errors import AccountRefused, BudgetSpent, LifeloggerError, Refused, Unavailable
-from lifelogger.providers.base import Json, Pool, Provider
+from lifelogger.providers.base import Json, Pool, Provider, http_date
 from lifelogger.settings import Http as HttpLimits
 from lifelogger.settings import ProviderSettings
 
@@ -217,7 +216,7 @@ def exchange(
         closed_until = budget.settle(
             ticket,
             usage=provider.usage(headers),
-            date=date_of(headers),
+            date=http_date(headers.get("Date", "")),  # the provider's own time of the answer
             limited=limited,
             retry_at=retry_at if limited else None,
         )
@@ -281,15 +280,6 @@ def accepted(title: str, what: str, reply: Reply, provider: Provider | None = No
     words = provider and provider.refusal(status, reply.body)
     refused = AccountRefused if provider and provider.refuses_account(status, reply.body) else Refused
     raise refused(f"{title}: {words}" if words else f"{title}: {what}: refused ({status})")
-
-
-def date_of(headers: Mapping[str, str]) -> datetime | None:
-    """The provider's own time of the answer (RFC 9110, 6.6.1)."""
-    try:
-        date = parsedate_to_datetime(headers.get("Date", ""))
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return date.replace(tzinfo=UTC) if date.tzinfo is None else date
 
 
 def on_same_host(url: str, location: str) -> str | None:

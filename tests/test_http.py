@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from lifelogger.errors import (
     Unavailable,
     Wait,
 )
-from lifelogger.http import LONGEST_WAIT, MOST_REDIRECTS, Http, call_token_endpoint, date_of, read_json
-from lifelogger.providers.base import Usage
+from lifelogger.http import LONGEST_WAIT, MOST_REDIRECTS, Http, call_token_endpoint, read_json
+from lifelogger.providers.base import Usage, http_date
 from lifelogger.providers.strava import Strava
 from lifelogger.settings import Settings
 from tests.conftest import pointed_at
@@ -299,12 +300,20 @@ def test_a_401_renews_once_and_then_waits(sandbox: Control, client: Client, alic
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"), [("3000", 3000), ("999999", 86400), ("soon", None), ("-5", None), ("9" * 40, None)]
+    ("told", "seconds"),
+    [
+        ("3000", 3000),
+        ("999999", 86400),
+        (format_datetime(NOON + timedelta(hours=1), usegmt=True), 3600),
+        ("soon", None),
+        ("-5", None),
+        ("9" * 40, None),
+    ],
 )
 def test_retry_after_is_believed_but_not_for_ever(
     sandbox: Control, client: Client, alice: str, told: str, seconds: int | None
 ) -> None:
-    """Promise 12: at most a day, and nothing that is not a number of seconds."""
+    """Promise 12: at most a day, and nothing that is neither a number of seconds nor a date."""
     sandbox.fault(LIST, status=503, headers={"Retry-After": told}, times=1)
     sandbox.fault(LIST, status=429, headers={"Retry-After": told}, times=1)
 
@@ -563,7 +572,7 @@ def test_a_session_or_a_client_shows_no_token(client: Client) -> None:
 )
 def test_the_date_of_a_reply_is_read_or_left(text: str, expected: datetime | None) -> None:
     """Promise 3: the provider's clock is learned from it; a broken one is none."""
-    assert date_of({"Date": text}) == expected
+    assert http_date(text) == expected
 
 
 def test_usage_headers_that_are_no_numbers_are_none(sandbox: Control, client: Client, alice: str) -> None:

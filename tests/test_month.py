@@ -259,6 +259,8 @@ def month(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_month_ends_equal_to_the_truth(month: Month) -> None:
     """Promises 1, 3, 5 to 7, for three clouds at once: record for record, in every stream."""
     sandbox = month.sandbox

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Protocol, TypeVar
 from urllib.parse import urlencode
 
@@ -249,8 +250,8 @@ class Provider(ABC):
 
     def retry_at(self, headers: Mapping[str, str], now: datetime) -> datetime | None:
         """When a refused request may be tried again (Retry-After, RFC 9110, 10.2.3), if told."""
-        seconds = headers.get("Retry-After", "")
-        return now + timedelta(seconds=int(seconds)) if seconds.isdecimal() and len(seconds) < 7 else None
+        told = headers.get("Retry-After", "")
+        return now + timedelta(seconds=int(told)) if told.isdecimal() and len(told) < 7 else http_date(told)
 
     def spent_pools(self, headers: Mapping[str, str]) -> tuple[str, ...]:
         """The pools, by name, that a 429 is about; empty: it does not say, so all are taken for spent."""
@@ -316,6 +317,15 @@ class Provider(ABC):
 def split_scopes(value: Json) -> tuple[str, ...] | None:
     """Scopes as a provider or a callback writes them: separated by spaces or commas."""
     return tuple(value.replace(",", " ").split()) if isinstance(value, str) else None
+
+
+def http_date(told: str) -> datetime | None:
+    """A date as HTTP has it in headers (RFC 9110, 5.6.7); None: it is none."""
+    try:
+        date = parsedate_to_datetime(told)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
 
 
 # What providers need to read lists.
