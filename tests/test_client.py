@@ -19,6 +19,7 @@ from lifelogger import client
 from lifelogger.client import request_sync
 from lifelogger.connections import import_lines
 from lifelogger.runtime import Runtime
+from lifelogger.store import feed
 from lifelogger.store.models import Connection, Record
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -59,6 +60,7 @@ def keep(rt: Runtime, user_id: str, key: str, hours: float = 0, **values: Any) -
             "updated_at": NOW,
             "raw": {"id": key},
             "digest": "d",
+            "change": feed.take(db, 1)[0],
         }
         db.execute(insert(Record).values({**row, **values}))
 
@@ -75,7 +77,7 @@ def test_a_record_is_a_dictionary_of_what_one_may_know(rt: Runtime) -> None:
 
     [record] = client.records("ann", runtime=rt)
 
-    hidden = {"connection_id", "digest", "deleted_at"}
+    hidden = {"connection_id", "digest", "deleted_at", "change"}
     assert set(record) == {column.name for column in Record.__table__.columns} - hidden | {"provider"}
     assert (record["provider"], record["external_id"], record["raw"]) == ("strava", "1", {"id": "1"})
     assert (record["start_at"], record["local_date"]) == (NOW, date(2026, 11, 24))

@@ -24,7 +24,7 @@ from tests.sandbox.control import Control
 
 KINDS = {"stream": Stream, "record": Record, "quarantined": Quarantined, "sync_run": SyncRun}
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-INNER = {"id", "connection_id", "digest"}
+INNER = {"id", "connection_id", "digest", "change"}
 
 
 @pytest.fixture

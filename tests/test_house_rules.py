@@ -287,7 +287,16 @@ def test_all_errors_have_one_root() -> None:
 # What others build on ---------------------------------------------------------------------------------------
 
 SURFACE = {
-    "lifelogger.client": {"MOST", "records", "request_sync"},
+    "lifelogger.client": {
+        "Change",
+        "Changes",
+        "CursorUnknown",
+        "MOST",
+        "changes",
+        "newest_cursor",
+        "records",
+        "request_sync",
+    },
     "lifelogger.errors": {
         "AccountRefused",
         "BadRecord",
@@ -384,6 +393,8 @@ def test_the_signatures_of_the_client_are_these() -> None:
         "limit",
         "runtime",
     ]
+    assert list(inspect.signature(client.changes).parameters) == ["after", "limit", "user_id", "runtime"]
+    assert list(inspect.signature(client.newest_cursor).parameters) == ["runtime"]
     assert list(inspect.signature(client.request_sync).parameters) == ["user_id", "runtime"]
 
 

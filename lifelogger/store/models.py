@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Date,
     DateTime,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    event,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -178,6 +180,7 @@ class Record(Base):
         UniqueConstraint("connection_id", "stream", "external_id"),
         Index("ix_records_order", "connection_id", "stream", "ordered_at"),
         Index("ix_records_kind", "connection_id", "kind", "start_at"),
+        Index("ix_records_change", "change", unique=True),
     )
 
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
@@ -224,6 +227,33 @@ class Record(Base):
     """When we learned that the provider no longer has it; the values are gone then too."""
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+    change: Mapped[int] = mapped_column(BigInteger)
+    """The number of its newest write: `store.feed`."""
+
+
+class Feed(Base):
+    """The newest change number, in the only row: who writes records holds its lock until the commit."""
+
+    __tablename__ = "feed"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    newest: Mapped[int] = mapped_column(BigInteger)
+
+
+_THE_ROW = DDL("INSERT INTO feed (id, newest) VALUES (1, 0)")  # type: ignore[no-untyped-call]
+event.listen(Feed.__table__, "after_create", _THE_ROW)
+
+
+class Erasure(Base):
+    """The mark that a user's records are gone for good: it belongs to nobody, so it outlives them."""
+
+    __tablename__ = "erasures"
+
+    change: Mapped[int] = mapped_column(BigKey, primary_key=True, autoincrement=False)
+    user_id: Mapped[str] = mapped_column(String(200))
+    provider: Mapped[str | None] = mapped_column(String(50))
+    """Whose records went; None: those of all."""
+    erased_at: Mapped[datetime]
 
 
 class Quarantined(Base):

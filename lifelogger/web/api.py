@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import AfterValidator, AwareDatetime
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from lifelogger import client, status
 from lifelogger.web.render import Json
 from lifelogger.web.users import Parts, Rt, Text, ask_for_sync, find
+from lifelogger.web.waiting import Watch
 
 
 def utc(instant: datetime) -> datetime:
@@ -24,6 +27,14 @@ def utc(instant: datetime) -> datetime:
 
 Instant = Annotated[AwareDatetime, AfterValidator(utc)]
 Limit = Annotated[int, Query(ge=1, le=client.MOST)]
+
+MOST_WAIT_SECONDS = 30
+
+
+def of_watch(request: Request) -> Watch:
+    watch: Watch = request.app.state.watch
+    return watch
+
 
 router = APIRouter(default_response_class=Json)
 
@@ -79,3 +90,25 @@ def runs(
 ) -> Any:
     """The journal, newest first, of one user or all; `before` is the id of a run."""
     return Json(status.runs(rt, user_id=user, before=before, limit=limit))
+
+
+@router.get("/api/changes")
+async def changes(
+    rt: Rt,
+    watch: Annotated[Watch, Depends(of_watch)],
+    after: Text = "",
+    user: Text | None = None,
+    limit: Limit = 100,
+    wait: Annotated[float, Query(ge=0, le=MOST_WAIT_SECONDS)] = 0,
+) -> Any:
+    """What changed since the cursor `after`, in order, of one user or all; ask again with `next`.
+
+    Nothing is missed. When there is nothing yet, the answer comes as soon as there is, or after `wait`
+    seconds. 410: the cursor is unknown, begin without one.
+    """
+    until = time.monotonic() + wait
+    while True:
+        page = await run_in_threadpool(client.changes, after, limit=limit, user_id=user, runtime=rt)
+        if page.changes or not await watch.passed(int(page.next), until):
+            return Json(page._asdict())
+        after = page.next

@@ -24,11 +24,13 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from lifelogger import __version__
+from lifelogger.client import CursorUnknown, newest_cursor
 from lifelogger.runtime import Runtime
 from lifelogger.runtime import runtime as processwide
 from lifelogger.web import api, login, pages
 from lifelogger.web.health import DATABASE_SENTENCE, DATABASE_TROUBLE, REDIS_SENTENCE, Health
 from lifelogger.web.render import Json, explain, is_api, page
+from lifelogger.web.waiting import Watch
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = 
     app.state.runtime = rt
     app.state.health = health = Health(rt)
     app.state.door = door = login.Door(token, rt.clock)
+    app.state.watch = Watch(lambda: int(newest_cursor(runtime=rt)))
     app.include_router(login.router)
     app.include_router(api.router)
     app.include_router(pages.router)
@@ -81,6 +84,7 @@ def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = 
     app.add_middleware(login.Guard, door=door, web=rt.settings.web)
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(RequestValidationError, unreadable)
+    app.add_exception_handler(CursorUnknown, cursor_unknown)
     app.add_exception_handler(redis.RedisError, redis_away)
     for error in DATABASE_TROUBLE:
         app.add_exception_handler(error, database_away)
@@ -113,6 +117,10 @@ async def unreadable(request: Request, error: Exception) -> Response:
     if is_api(request.scope["path"]):
         return Json({"detail": [{key: each[key] for key in ("loc", "msg", "type")} for each in faults]}, 422)
     return explain(request, 422, "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in faults) + ".")
+
+
+async def cursor_unknown(request: Request, error: Exception) -> Response:
+    return explain(request, 410, str(error))
 
 
 async def database_away(request: Request, error: Exception) -> Response:

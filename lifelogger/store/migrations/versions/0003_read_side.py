@@ -1,0 +1,45 @@
+"""The read side: a change number for each record, and marks of erasures."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+Instant = sa.DateTime(timezone=True)
+Key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("records") as table:
+        table.add_column(sa.Column("change", sa.BigInteger(), nullable=True))
+    # Who reads from the beginning gets what was there in the order in which it came.
+    op.execute("UPDATE records SET change = id")
+    with op.batch_alter_table("records") as table:
+        table.alter_column("change", nullable=False)
+        table.create_index("ix_records_change", ["change"], unique=True)
+    op.create_table(
+        "feed",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("newest", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_feed")),
+    )
+    op.execute("INSERT INTO feed (id, newest) SELECT 1, coalesce(max(change), 0) FROM records")
+    op.create_table(
+        "erasures",
+        sa.Column("change", Key, autoincrement=False, nullable=False),
+        sa.Column("user_id", sa.String(length=200), nullable=False),
+        sa.Column("provider", sa.String(length=50), nullable=True),
+        sa.Column("erased_at", Instant, nullable=False),
+        sa.PrimaryKeyConstraint("change", name=op.f("pk_erasures")),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("erasures")
+    op.drop_table("feed")
+    with op.batch_alter_table("records") as table:
+        table.drop_index("ix_records_change")
+        table.drop_column("change")
