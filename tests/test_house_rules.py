@@ -291,9 +291,14 @@ SURFACE = {
         "Change",
         "Changes",
         "CursorUnknown",
+        "Freshness",
         "MOST",
+        "RecordPage",
         "changes",
+        "freshness",
+        "latest",
         "newest_cursor",
+        "record_page",
         "records",
         "request_sync",
     },
@@ -393,6 +398,17 @@ def test_the_signatures_of_the_client_are_these() -> None:
         "limit",
         "runtime",
     ]
+    assert list(inspect.signature(client.record_page).parameters) == [
+        "user_id",
+        "kind",
+        "since",
+        "until",
+        "after",
+        "limit",
+        "runtime",
+    ]
+    assert list(inspect.signature(client.latest).parameters) == ["user_id", "kind", "runtime"]
+    assert list(inspect.signature(client.freshness).parameters) == ["user_id", "runtime"]
     assert list(inspect.signature(client.changes).parameters) == ["after", "limit", "user_id", "runtime"]
     assert list(inspect.signature(client.newest_cursor).parameters) == ["runtime"]
     assert list(inspect.signature(client.request_sync).parameters) == ["user_id", "runtime"]

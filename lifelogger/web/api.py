@@ -66,16 +66,40 @@ def user(rt: Rt, user_id: str) -> Any:
 
 @router.get("/api/users/{user_id:user}/records")
 def records(
+    request: Request,
     rt: Rt,
     user_id: str,
     kind: Text | None = None,
     since: Instant | None = None,
     until: Instant | None = None,
+    after: Text = "",
     limit: Limit = 100,
 ) -> Any:
-    """A user's records that started in [since, until), the newest first."""
+    """A user's records that started in [since, until), the newest first.
+
+    Where there are older ones, the header `Link` has the address of the next page, `rel="next"`.
+    """
     find(rt, user_id)
-    return Json(client.records(user_id, kind=kind, since=since, until=until, limit=limit, runtime=rt))
+    page = client.record_page(
+        user_id, kind=kind, since=since, until=until, after=after, limit=limit, runtime=rt
+    )
+    there = request.url.include_query_params(after=page.next).components
+    link = {"link": f'<{there.path}?{there.query}>; rel="next"'} if page.next else {}
+    return Json(page.records, headers=link)
+
+
+@router.get("/api/users/{user_id:user}/latest")
+def latest(rt: Rt, user_id: str, kind: Text | None = None) -> Any:
+    """The latest record of each stream of a user, of one kind or all, the newest first."""
+    find(rt, user_id)
+    return Json(client.latest(user_id, kind=kind, runtime=rt))
+
+
+@router.get("/api/users/{user_id:user}/freshness")
+def freshness(rt: Rt, user_id: str) -> Any:
+    """How fresh each stream of a user is: as of when, whether more is on its way, or why it is not read."""
+    find(rt, user_id)
+    return Json(client.freshness(user_id, runtime=rt))
 
 
 @router.post("/api/users/{user_id:user}/sync", status_code=202)

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
+from lifelogger import client as library
 from lifelogger import status
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection
@@ -20,7 +21,7 @@ from lifelogger.web import waiting
 from lifelogger.web.waiting import Watch
 from tests.live import in_background
 from tests.servers import RedisServer, wait_until
-from tests.web.people import connect, ran, recorded
+from tests.web.people import connect, ran, read_stream, recorded
 
 
 def sent(runtime: Runtime) -> int:
@@ -160,6 +161,34 @@ def test_a_wish_is_kept_while_redis_is_away(
     assert datetime.now(UTC) - noted < timedelta(minutes=1)
 
 
+def test_records_are_read_in_pages_that_the_answer_links(client: TestClient, runtime: Runtime) -> None:
+    now, connection = runtime.clock(), connect(runtime, "a/b")
+    for hours in range(5):
+        recorded(runtime, connection, str(hours), ordered_at=now - timedelta(hours=hours))
+
+    found, address = [], "/api/users/a%2Fb/records?limit=2&kind=activity"
+    while address:
+        reply = client.get(address)
+        assert len(reply.json()) <= 2
+        found += [each["external_id"] for each in reply.json()]
+        address = reply.links["next"]["url"] if "next" in reply.links else ""
+        assert not address or address.startswith("/api/users/a%2Fb/records?")
+
+    assert found == ["0", "1", "2", "3", "4"]
+    assert client.get("/api/users/a%2Fb/records?after=nonsense").status_code == 410
+
+
+def test_the_latest_and_how_fresh_it_is_are_those_of_the_client(client: TestClient, runtime: Runtime) -> None:
+    connection = connect(runtime, "ann")
+    recorded(runtime, connection)
+    read_stream(runtime, connection)
+
+    assert client.get("/api/users/ann/latest").json() == client.get("/api/users/ann/records").json() != []
+    assert client.get("/api/users/ann/latest?kind=sleep").json() == []
+    told = client.get("/api/users/ann/freshness").json()
+    assert told == status.as_json(library.freshness("ann", runtime=runtime)) != []
+
+
 # Changes --------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +266,8 @@ def test_the_schema_is_there_for_who_is_logged_in(client: TestClient) -> None:
         "/api/users",
         "/api/users/{user_id}",
         "/api/users/{user_id}/records",
+        "/api/users/{user_id}/latest",
+        "/api/users/{user_id}/freshness",
         "/api/users/{user_id}/sync",
         "/api/runs",
         "/api/changes",

@@ -1,4 +1,4 @@
-"""The read side: a change number for each record, and marks of erasures."""
+"""The read side: a change number for each record, marks of erasures, records by their time."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,6 +20,9 @@ def upgrade() -> None:
     with op.batch_alter_table("records") as table:
         table.alter_column("change", nullable=False)
         table.create_index("ix_records_change", ["change"], unique=True)
+        table.drop_index("ix_records_kind")
+        table.create_index("ix_records_kind", ["connection_id", "kind", "ordered_at"])
+        table.create_index("ix_records_time", ["connection_id", "ordered_at"])
     op.create_table(
         "feed",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -42,4 +45,7 @@ def downgrade() -> None:
     op.drop_table("feed")
     with op.batch_alter_table("records") as table:
         table.drop_index("ix_records_change")
+        table.drop_index("ix_records_time")
+        table.drop_index("ix_records_kind")
+        table.create_index("ix_records_kind", ["connection_id", "kind", "start_at"])
         table.drop_column("change")
