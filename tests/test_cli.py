@@ -17,7 +17,7 @@ from cryptography.fernet import Fernet
 from dramatiq.brokers.stub import StubBroker
 
 import lifelogger.broker
-from lifelogger import cli, connections, sync
+from lifelogger import api_keys, cli, connections, sync
 from lifelogger.runtime import Runtime
 from lifelogger.runtime import runtime as processwide
 from lifelogger.settings import Settings
@@ -49,6 +49,9 @@ COMMANDS = [
     ["budget"],
     ["keys", "new"],
     ["keys", "rotate"],
+    ["api-key", "add"],
+    ["api-key", "list"],
+    ["api-key", "remove"],
 ]
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 NOWHERE = "redis://127.0.0.1:1"
@@ -533,3 +536,37 @@ def test_an_occupied_port_is_a_sentence(
     assert said.status == 1
     assert f"{part} cannot listen on 127.0.0.1 port {port}: Address already in use" in said.err
     assert f"LIFELOGGER_{part.upper()}__PORT" in said.err
+
+
+# API keys ---------------------------------------------------------------------------------------------------
+
+
+def test_a_key_for_the_api_is_printed_once_listed_and_removed(
+    lifelogger_: Callable[..., Said], runtime: Runtime
+) -> None:
+    lifelogger_("user", "add", "ann")
+    printed = lifelogger_("api-key", "add", "assistant", "--scope", "sync", "--user", "ann").out.strip()
+    lifelogger_("api-key", "add", "site")
+
+    listed = lifelogger_("api-key", "list").out
+    told = json.loads(lifelogger_("api-key", "list", "--json").out)
+
+    assert api_keys.find(runtime, printed)
+    assert printed not in listed
+    assert "assistant" in listed
+    assert [(each["name"], each["scopes"], each["user_id"]) for each in told] == [
+        ("assistant", ["sync"], "ann"),
+        ("site", ["read:records"], None),
+    ]
+    assert lifelogger_("api-key", "remove", "assistant").status == 0
+    assert api_keys.find(runtime, printed) is None
+    again = lifelogger_("api-key", "remove", "assistant")
+    assert (again.status, "There is no key 'assistant'" in again.err) == (1, True)
+
+
+def test_a_key_of_an_unknown_scope_is_not_made(lifelogger_: Callable[..., Said]) -> None:
+    said = lifelogger_("api-key", "add", "assistant", "--scope", "everything")
+
+    assert (said.status, said.out) == (1, "")
+    assert "read:records, read:status, sync" in said.err
+    assert "No keys yet" in lifelogger_("api-key", "list").out

@@ -257,6 +257,23 @@ class Erasure(Base):
     erased_at: Mapped[datetime]
 
 
+class ApiKey(Base):
+    """What a program shows to read through the API: never the key itself."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (UniqueConstraint("name"), UniqueConstraint("digest"))
+
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    name: Mapped[str] = mapped_column(String(100))
+    digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the key."""
+    scopes: Mapped[list[str]] = mapped_column(Payload)
+    user_id: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    """The only user it may ask about; None: all."""
+    created_at: Mapped[datetime]
+    last_used_at: Mapped[datetime | None]
+
+
 class Quarantined(Base):
     """An item that could not be normalised, kept with the reason."""
 

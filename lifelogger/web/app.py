@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from lifelogger import __version__
+from lifelogger import __version__, api_keys
 from lifelogger.client import CursorUnknown, newest_cursor
 from lifelogger.runtime import Runtime
 from lifelogger.runtime import runtime as processwide
@@ -81,7 +81,9 @@ def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = 
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.mount("/dashboard", dashboard(broker, health))
-    app.add_middleware(login.Guard, door=door, web=rt.settings.web)
+    app.add_middleware(
+        login.Guard, door=door, web=rt.settings.web, find_key=lambda key: api_keys.find(rt, key)
+    )
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(RequestValidationError, unreadable)
     app.add_exception_handler(CursorUnknown, cursor_unknown)

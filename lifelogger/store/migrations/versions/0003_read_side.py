@@ -1,4 +1,4 @@
-"""The read side: a change number for each record, marks of erasures, records by their time."""
+"""The read side: a change number for each record, marks of erasures, records by their time, API keys."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -38,9 +38,26 @@ def upgrade() -> None:
         sa.Column("erased_at", Instant, nullable=False),
         sa.PrimaryKeyConstraint("change", name=op.f("pk_erasures")),
     )
+    op.create_table(
+        "api_keys",
+        sa.Column("id", Key, nullable=False),
+        sa.Column("name", sa.String(length=100), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("scopes", sa.Text(), nullable=False),
+        sa.Column("user_id", sa.String(length=200), nullable=True),
+        sa.Column("created_at", Instant, nullable=False),
+        sa.Column("last_used_at", Instant, nullable=True),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["users.id"], name=op.f("fk_api_keys_user_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
+        sa.UniqueConstraint("digest", name=op.f("uq_api_keys_digest")),
+        sa.UniqueConstraint("name", name=op.f("uq_api_keys_name")),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("api_keys")
     op.drop_table("erasures")
     op.drop_table("feed")
     with op.batch_alter_table("records") as table:
