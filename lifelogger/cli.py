@@ -44,10 +44,12 @@ user_app = typer.Typer(help="The people whose data is synced.", no_args_is_help=
 connections_app = typer.Typer(help="Their connections to providers.", no_args_is_help=True)
 keys_app = typer.Typer(help="The keys that encrypt tokens.", no_args_is_help=True)
 api_key_app = typer.Typer(help="The keys of programs that read through the API.", no_args_is_help=True)
+notify_app = typer.Typer(help="The webhooks that tell other applications of changes.", no_args_is_help=True)
 app.add_typer(user_app, name="user")
 app.add_typer(connections_app, name="connections")
 app.add_typer(keys_app, name="keys")
 app.add_typer(api_key_app, name="api-key")
+app.add_typer(notify_app, name="notify")
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -628,6 +630,38 @@ def api_key_remove(name: Annotated[str, typer.Argument(help="The key's name.")])
     if not api_keys.remove(_runtime(), name):
         raise LifeloggerError(f"There is no key {name!r}: `lifelogger api-key list` shows all")
     _say(f"Removed {name}.")
+
+
+# Webhooks to others --------------------------------------------------------------------------------
+
+
+@notify_app.command("secret")
+def notify_secret() -> None:
+    """Print a new secret for notify.secrets."""
+    from lifelogger.notify import new_secret
+
+    print(new_secret())
+
+
+@notify_app.command("list")
+def notify_list(as_json: AsJson = False) -> None:
+    """List the endpoints: when each was last told, and what it waits for."""
+    from lifelogger.notify import endpoints
+
+    rt = _runtime()
+    found = endpoints(rt)
+    if as_json:
+        _print_json(found)
+        return
+    table = _table("host", "last told", "state")
+    for each in found:
+        told = standing.moment(each["delivered_at"], rt.clock()) if each["delivered_at"] else "never"
+        state = "Something is on its way." if each["behind"] else "Up to date."
+        if each["reason"]:
+            again = standing.moment(each["next_try_at"], rt.clock())
+            state = f"It {each['reason']}; tried again at {again}."
+        table.add_row(escape(each["host"]), told, escape(state))
+    _print_table(table, "No endpoints: `notify.urls` in the settings names them.")
 
 
 # Printing ------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from tests.live import (
     change,
     connect,
     connection,
+    tuned,
 )
 from tests.processes import ROOT
 from tests.sandbox.control import Control
@@ -52,6 +53,8 @@ COMMANDS = [
     ["api-key", "add"],
     ["api-key", "list"],
     ["api-key", "remove"],
+    ["notify", "secret"],
+    ["notify", "list"],
 ]
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 NOWHERE = "redis://127.0.0.1:1"
@@ -570,3 +573,29 @@ def test_a_key_of_an_unknown_scope_is_not_made(lifelogger_: Callable[..., Said])
     assert (said.status, said.out) == (1, "")
     assert "read:records, read:status, sync" in said.err
     assert "No keys yet" in lifelogger_("api-key", "list").out
+
+
+# Webhooks to others -----------------------------------------------------------------------------------------
+
+
+def test_a_new_secret_is_one_that_the_settings_take(
+    call: Callable[..., Said], settings_env: Callable[..., Settings]
+) -> None:
+    secret = call("notify", "secret").out.strip()
+
+    settings = settings_env(notify={"urls": ["https://app.example/hook"], "secrets": [secret]})
+
+    assert settings.notify.signing_secrets == [secret]
+
+
+def test_how_the_endpoints_stand(
+    lifelogger_: Callable[..., Said], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "No endpoints" in lifelogger_("notify", "list").out
+
+    told = tuned(runtime, notify={"urls": ("https://user:secret@app.example/hook",)})
+    monkeypatch.setattr(cli, "processwide", lambda: told)
+
+    assert "app.example  never      Up to date." in lifelogger_("notify", "list").out
+    [each] = json.loads(lifelogger_("notify", "list", "--json").out)
+    assert (each["host"], "secret" in str(each)) == ("app.example", False)

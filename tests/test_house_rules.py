@@ -424,7 +424,7 @@ def test_the_settings_are_these() -> None:
         "database": ["url"],
         "redis": ["url", "prefix"],
         "security": ["encryption_keys", "login_token"],
-        "schedule": ["sync", "refresh_tokens", "tidy", "reserve"],
+        "schedule": ["sync", "refresh_tokens", "tidy", "notify", "reserve"],
         "sync": [
             "interval_seconds",
             "lookback_days",
@@ -438,6 +438,7 @@ def test_the_settings_are_these() -> None:
         "http": ["connect_timeout_seconds", "read_timeout_seconds", "total_timeout_seconds", "max_bytes"],
         "worker": ["processes", "threads"],
         "web": ["host", "port", "names"],
+        "notify": ["urls", "secrets"],
         "sandbox": ["host", "port", "people", "seed"],
     }
     assert list(ProviderSettings.model_fields) == [
@@ -479,4 +480,6 @@ def test_the_actors_and_their_queues_are_these() -> None:
         "sync_active_users": "schedule",
         "refresh_integration_tokens": "schedule",
         "forget_old_runs": "schedule",
+        "deliver_changes": "notify",
+        "deliver_waiting_changes": "notify",
     }

@@ -274,6 +274,24 @@ class ApiKey(Base):
     last_used_at: Mapped[datetime | None]
 
 
+class Endpoint(Base):
+    """How far another application has been told of changes: an address of `notify.urls`."""
+
+    __tablename__ = "endpoints"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """SHA-256 of the address, which may be a secret."""
+    cursor: Mapped[int] = mapped_column(BigInteger)
+    """The number of the last change that it took."""
+    failures: Mapped[int] = mapped_column(default=0)
+    """Failed deliveries in a row: the back-off's exponent."""
+    next_try_at: Mapped[datetime | None]
+    reason: Mapped[str | None]
+    """What went wrong the last time."""
+    delivered_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+
 class Quarantined(Base):
     """An item that could not be normalised, kept with the reason."""
 

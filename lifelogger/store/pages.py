@@ -77,6 +77,11 @@ class Counts:
     deleted: int = 0
     quarantined: int = 0
 
+    @property
+    def changed(self) -> bool:
+        """Whether any record is another than before."""
+        return bool(self.inserted or self.updated or self.deleted)
+
     def add(self, other: Counts) -> None:
         self.inserted += other.inserted
         self.updated += other.updated

@@ -1,4 +1,4 @@
-"""The read side: a change number for each record, marks of erasures, records by their time, API keys."""
+"""The read side: change numbers and marks of erasures, records by their time, API keys, endpoints."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -54,9 +54,21 @@ def upgrade() -> None:
         sa.UniqueConstraint("digest", name=op.f("uq_api_keys_digest")),
         sa.UniqueConstraint("name", name=op.f("uq_api_keys_name")),
     )
+    op.create_table(
+        "endpoints",
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("cursor", sa.BigInteger(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("next_try_at", Instant, nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("delivered_at", Instant, nullable=True),
+        sa.Column("created_at", Instant, nullable=False),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_endpoints")),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("endpoints")
     op.drop_table("api_keys")
     op.drop_table("erasures")
     op.drop_table("feed")
