@@ -632,6 +632,38 @@ def api_key_remove(name: Annotated[str, typer.Argument(help="The key's name.")])
     _say(f"Removed {name}.")
 
 
+@app.command()
+def mcp(
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with the API key, instead of LIFELOGGER_API_KEY.", dir_okay=False, exists=True
+        ),
+    ] = None,
+) -> None:
+    """Let an assistant ask about one user, over MCP.
+
+    A server on standard input and output. Its API key says which user: `lifelogger api-key add assistant --user USER`.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("mcp") is None:
+        raise LifeloggerError("The MCP SDK is not installed: pip install 'lifelogger[mcp]'")
+    from lifelogger import api_keys, mcp_server
+
+    key = (
+        key_file.read_text(encoding="utf-8") if key_file else os.environ.get("LIFELOGGER_API_KEY", "")
+    ).strip()
+    rt = _runtime()
+    known = api_keys.find(rt, key)
+    if known is None or known.user_id is None or "read:records" not in known.scopes:
+        raise LifeloggerError(
+            "LIFELOGGER_API_KEY (or --key-file) must be a key for one user with the scope read:records: "
+            "`lifelogger api-key add assistant --user USER` makes one"
+        )
+    mcp_server.server(rt, lambda _: api_keys.find(rt, key)).run()
+
+
 # Webhooks to others --------------------------------------------------------------------------------
 
 

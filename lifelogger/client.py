@@ -210,6 +210,16 @@ def newest_cursor(*, runtime: Runtime | None = None) -> str:
         return str(feed.newest(db))
 
 
+def cursor_since(user_id: str, since: datetime, *, runtime: Runtime | None = None) -> str:
+    """The cursor before the first change of a user that was stored at `since` or later."""
+    if since.tzinfo is None:
+        raise ValueError(f"since needs a time zone: {since} may be any of a day's hours")
+    with (runtime or processwide()).store.read() as db:
+        newest = feed.newest(db)
+        first = feed.first_since(db, user_id, since)
+    return str(newest if first is None else first - 1)
+
+
 def _position(cursor: str, newest: int) -> int:
     known = len(cursor) < 20 and (cursor == "" or (cursor.isascii() and cursor.isdecimal()))
     position = int(cursor or 0) if known else -1

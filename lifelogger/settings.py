@@ -41,7 +41,8 @@ from pydantic.fields import FieldInfo
 from lifelogger.errors import SettingsError
 
 PREFIX = "LIFELOGGER_"
-_NO_SETTINGS = {"LIFELOGGER_SETTINGS", "LIFELOGGER_BROKER"}  # which file, and which broker: read elsewhere
+# Which file, which broker, and who asks: read elsewhere.
+_NO_SETTINGS = {"LIFELOGGER_SETTINGS", "LIFELOGGER_BROKER", "LIFELOGGER_API_KEY"}
 _SECRET = "secret"  # marks a plain string that may hold a password
 _PACKAGE = Path(__file__).parent
 

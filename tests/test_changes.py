@@ -195,6 +195,25 @@ def test_of_one_user_only_theirs_comes_and_the_cursor_goes_on_over_the_others(rt
     assert client.changes(user_id="nobody", runtime=rt) == ([], page.next)
 
 
+def test_one_can_begin_at_a_time(rt: Runtime) -> None:
+    write(rt, "bob", item(1))
+    write(rt, "ann", item(1))
+    with page_of(rt, "ann") as (db, number):
+        write_items(rt.store, db, number, "activities", [item(2)], NOW + timedelta(hours=2))
+
+    def since(hours: int, user_id: str = "ann") -> list[str | None]:
+        cursor = client.cursor_since(user_id, NOW + timedelta(hours=hours), runtime=rt)
+        page = client.changes(cursor, user_id=user_id, runtime=rt)
+        return [change["external_id"] for change in page.changes]
+
+    assert [since(hours) for hours in (0, 1, 2, 3)] == [["1", "2"], ["2"], ["2"], []]
+    assert since(1, "bob") == since(1, "nobody") == []
+    erase(rt, "bob")
+    assert since(0, "bob") == [None]
+    with pytest.raises(ValueError, match="since needs a time zone"):
+        client.cursor_since("ann", NOW.replace(tzinfo=None), runtime=rt)
+
+
 @pytest.mark.parametrize("cursor", ["2", "-1", "x", "1.0", " 1", "٣", "9" * 30, "1\0"])
 def test_a_cursor_of_another_database_is_refused(rt: Runtime, cursor: str) -> None:
     """One beyond the newest change is from before a backup was restored, and others came since."""

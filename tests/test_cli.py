@@ -55,6 +55,7 @@ COMMANDS = [
     ["api-key", "remove"],
     ["notify", "secret"],
     ["notify", "list"],
+    ["mcp"],
 ]
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 NOWHERE = "redis://127.0.0.1:1"
@@ -599,3 +600,23 @@ def test_how_the_endpoints_stand(
     assert "app.example  never      Up to date." in lifelogger_("notify", "list").out
     [each] = json.loads(lifelogger_("notify", "list", "--json").out)
     assert (each["host"], "secret" in str(each)) == ("app.example", False)
+
+
+# An assistant -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["", "llk_unknown", "for all", "for nothing"])
+def test_an_assistant_needs_a_key_for_one_user(
+    lifelogger_: Callable[..., Said], runtime: Runtime, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    connections.add_user(runtime, "ann")
+    made = {
+        "for all": api_keys.add(runtime, "for all", ["read:records"]),
+        "for nothing": api_keys.add(runtime, "for nothing", ["sync"], "ann"),
+    }
+    monkeypatch.setenv("LIFELOGGER_API_KEY", made.get(key, key))
+
+    said = lifelogger_("mcp")
+
+    assert (said.status, said.out) == (1, "")
+    assert "`lifelogger api-key add assistant --user USER`" in said.err

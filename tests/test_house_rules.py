@@ -295,6 +295,7 @@ SURFACE = {
         "MOST",
         "RecordPage",
         "changes",
+        "cursor_since",
         "freshness",
         "latest",
         "newest_cursor",
@@ -410,6 +411,7 @@ def test_the_signatures_of_the_client_are_these() -> None:
     assert list(inspect.signature(client.latest).parameters) == ["user_id", "kind", "runtime"]
     assert list(inspect.signature(client.freshness).parameters) == ["user_id", "runtime"]
     assert list(inspect.signature(client.changes).parameters) == ["after", "limit", "user_id", "runtime"]
+    assert list(inspect.signature(client.cursor_since).parameters) == ["user_id", "since", "runtime"]
     assert list(inspect.signature(client.newest_cursor).parameters) == ["runtime"]
     assert list(inspect.signature(client.request_sync).parameters) == ["user_id", "runtime"]
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import insert, select, update
+from sqlalchemy import func, insert, select, update
 
 from lifelogger.store.models import Connection, Erasure, Feed, Record
 
@@ -35,6 +35,18 @@ def take(db: Database, number: int) -> range:
 def newest(db: Database) -> int:
     """The newest number: all changes up to it are visible to the statements that follow."""
     return int(db.execute(select(Feed.newest)).scalar_one())
+
+
+def first_since(db: Database, user_id: str, since: datetime) -> int | None:
+    """The number of the first change of a user that was written at `since` or later; None: there is none."""
+    records = (
+        select(func.min(Record.change))
+        .join_from(Record, Connection, Record.connection_id == Connection.id)
+        .where(Connection.user_id == user_id, Record.updated_at >= since)
+    )
+    erasures = select(func.min(Erasure.change)).where(Erasure.user_id == user_id, Erasure.erased_at >= since)
+    found = [number for query in (records, erasures) if (number := db.scalar(query)) is not None]
+    return min(found, default=None)
 
 
 def mark_erased(db: Database, user_id: str, provider: str | None, now: datetime) -> None:

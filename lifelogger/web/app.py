@@ -28,6 +28,7 @@ from lifelogger.client import CursorUnknown, newest_cursor
 from lifelogger.runtime import Runtime
 from lifelogger.runtime import runtime as processwide
 from lifelogger.web import api, login, pages
+from lifelogger.web.access import key_of
 from lifelogger.web.health import DATABASE_SENTENCE, DATABASE_TROUBLE, REDIS_SENTENCE, Health
 from lifelogger.web.render import Json, explain, is_api, page
 from lifelogger.web.waiting import Watch
@@ -52,6 +53,29 @@ def dashboard(broker: dramatiq.Broker, health: Health) -> ASGIApp:
     from lifelogger.web.dashboard import Dashboard
 
     return Dashboard(broker, health)
+
+
+def offer_mcp(app: FastAPI, rt: Runtime) -> None:
+    """Serve the assistant's tools at /mcp, where the SDK is installed: the key that the guard found asks."""
+    if find_spec("mcp") is None:
+        return
+    from mcp.server.transport_security import TransportSecuritySettings
+
+    from lifelogger import mcp_server
+
+    def asking(context: Any) -> api_keys.Key | None:
+        return key_of(context.request_context.request)
+
+    server = mcp_server.server(rt, asking)
+    # Each request for itself: any process may answer the next one. Hosts and origins are the guard's.
+    served = server.streamable_http_app(
+        streamable_http_path="/mcp",
+        stateless_http=True,
+        json_response=True,
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+    )
+    app.router.routes.extend(served.routes)
+    app.router.lifespan_context = lambda _: server.session_manager.run()
 
 
 def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = None) -> FastAPI:
@@ -81,6 +105,7 @@ def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = 
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.mount("/dashboard", dashboard(broker, health))
+    offer_mcp(app, rt)
     app.add_middleware(
         login.Guard, door=door, web=rt.settings.web, find_key=lambda key: api_keys.find(rt, key)
     )
