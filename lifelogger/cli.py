@@ -643,7 +643,8 @@ def mcp(
 ) -> None:
     """Let an assistant ask about one user, over MCP.
 
-    A server on standard input and output. Its API key says which user: `lifelogger api-key add assistant --user USER`.
+    A server on standard input and output. Its API key says which user:
+    `lifelogger api-key add assistant --user USER` makes one.
     """
     from importlib.util import find_spec
 

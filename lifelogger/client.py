@@ -200,7 +200,7 @@ def changes(
     found = sorted([*records, *erasures], key=lambda row: row.change)
     page = found[:limit]
     # A page that is not full has all there was; its cursor goes on over what concerns others.
-    behind = page[-1].change if len(found) > limit or len(page) == limit else until
+    behind = page[-1].change if len(page) == limit else until
     return Changes([_change(row) for row in page], str(behind))
 
 
