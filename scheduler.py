@@ -10,7 +10,7 @@ import dramatiq
 from periodiq import cron
 
 from actors.sync import send_tick
-from lifelogger import planner, ticks
+from lifelogger import notify, planner, ticks
 from lifelogger.broker import TIME_LIMIT_MS, broker
 from lifelogger.runtime import runtime
 from lifelogger.settings import get_settings
@@ -46,3 +46,11 @@ def forget_old_runs() -> None:
     """Delete the journal of syncs and ticks that nobody will ask for any more."""
     rt = runtime()
     journal.forget(rt.store, rt.clock() - timedelta(days=rt.settings.sync.journal_days))
+
+
+@dramatiq.actor(
+    broker=broker, queue_name="notify", periodic=cron(schedule.notify), mutex=lambda: "notify", max_retries=0
+)
+def deliver_waiting_changes() -> None:
+    """Send what changed to the webhook endpoints whose time to be tried has come."""
+    notify.deliver(runtime())

@@ -15,6 +15,7 @@ import sys
 import time
 import webbrowser
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -42,9 +43,13 @@ app = typer.Typer(
 user_app = typer.Typer(help="The people whose data is synced.", no_args_is_help=True)
 connections_app = typer.Typer(help="Their connections to providers.", no_args_is_help=True)
 keys_app = typer.Typer(help="The keys that encrypt tokens.", no_args_is_help=True)
+api_key_app = typer.Typer(help="The keys of programs that read through the API.", no_args_is_help=True)
+notify_app = typer.Typer(help="The webhooks that tell other applications of changes.", no_args_is_help=True)
 app.add_typer(user_app, name="user")
 app.add_typer(connections_app, name="connections")
 app.add_typer(keys_app, name="keys")
+app.add_typer(api_key_app, name="api-key")
+app.add_typer(notify_app, name="notify")
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -577,6 +582,119 @@ def keys_rotate() -> None:
 
     done = count(rotate_keys(_runtime()), "connection")
     out.print(f"The tokens of {done} are encrypted with the first key now.")
+
+
+# API keys ------------------------------------------------------------------------------------------
+
+
+@api_key_app.command("add")
+def api_key_add(
+    name: Annotated[str, typer.Argument(help="What it is for: it is listed and removed by this name.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="read:records, read:status or sync; once for each.")
+    ] = None,
+    user_id: Annotated[str | None, typer.Option("--user", help="The only user it may ask about.")] = None,
+) -> None:
+    """Make a key for the API, and print it: once, for nobody can read it later.
+
+    Without --scope it may read records, their changes and how fresh they are.
+    """
+    from lifelogger import api_keys
+
+    print(api_keys.add(_runtime(), name, scope or ["read:records"], user_id))
+
+
+@api_key_app.command("list")
+def api_key_list(as_json: AsJson = False) -> None:
+    """List the keys: what each may do, and when it was last used."""
+    from lifelogger import api_keys
+
+    rt = _runtime()
+    found = api_keys.listed(rt)
+    if as_json:
+        _print_json([{**asdict(each), "scopes": sorted(each.scopes)} for each in found])
+        return
+    table = _table("name", "scopes", "user", "last used")
+    for each in found:
+        used = standing.moment(each.last_used_at, rt.clock()) if each.last_used_at else "never"
+        whose = "all" if each.user_id is None else escape(each.user_id)
+        table.add_row(escape(each.name), ", ".join(sorted(each.scopes)), whose, used)
+    _print_table(table, "No keys yet: `lifelogger api-key add NAME` makes one.")
+
+
+@api_key_app.command("remove")
+def api_key_remove(name: Annotated[str, typer.Argument(help="The key's name.")]) -> None:
+    """Take a key away: it opens nothing from now on."""
+    from lifelogger import api_keys
+
+    if not api_keys.remove(_runtime(), name):
+        raise LifeloggerError(f"There is no key {name!r}: `lifelogger api-key list` shows all")
+    _say(f"Removed {name}.")
+
+
+@app.command()
+def mcp(
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with the API key, instead of LIFELOGGER_API_KEY.", dir_okay=False, exists=True
+        ),
+    ] = None,
+) -> None:
+    """Let an assistant ask about one user, over MCP.
+
+    A server on standard input and output. Its API key says which user:
+    `lifelogger api-key add assistant --user USER` makes one.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("mcp") is None:
+        raise LifeloggerError("The MCP SDK is not installed: pip install 'lifelogger[mcp]'")
+    from lifelogger import api_keys, mcp_server
+
+    key = (
+        key_file.read_text(encoding="utf-8") if key_file else os.environ.get("LIFELOGGER_API_KEY", "")
+    ).strip()
+    rt = _runtime()
+    known = api_keys.find(rt, key)
+    if known is None or known.user_id is None or "read:records" not in known.scopes:
+        raise LifeloggerError(
+            "LIFELOGGER_API_KEY (or --key-file) must be a key for one user with the scope read:records: "
+            "`lifelogger api-key add assistant --user USER` makes one"
+        )
+    mcp_server.server(rt, lambda _: api_keys.find(rt, key)).run()
+
+
+# Webhooks to others --------------------------------------------------------------------------------
+
+
+@notify_app.command("secret")
+def notify_secret() -> None:
+    """Print a new secret for notify.secrets."""
+    from lifelogger.notify import new_secret
+
+    print(new_secret())
+
+
+@notify_app.command("list")
+def notify_list(as_json: AsJson = False) -> None:
+    """List the endpoints: when each was last told, and what it waits for."""
+    from lifelogger.notify import endpoints
+
+    rt = _runtime()
+    found = endpoints(rt)
+    if as_json:
+        _print_json(found)
+        return
+    table = _table("host", "last told", "state")
+    for each in found:
+        told = standing.moment(each["delivered_at"], rt.clock()) if each["delivered_at"] else "never"
+        state = "Something is on its way." if each["behind"] else "Up to date."
+        if each["reason"]:
+            again = standing.moment(each["next_try_at"], rt.clock())
+            state = f"It {each['reason']}; tried again at {again}."
+        table.add_row(escape(each["host"]), told, escape(state))
+    _print_table(table, "No endpoints: `notify.urls` in the settings names them.")
 
 
 # Printing ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from lifelogger.status import CONNECTION, as_json
 from lifelogger.store.models import Connection, Quarantined, Record, Stream, SyncRun, User
 
 BATCH = 500
-_HIDDEN = {"id", "connection_id", "digest"}
+_HIDDEN = {"id", "connection_id", "digest", "change"}
 _TABLES: dict[str, Table] = {
     kind: cast(Table, model.__table__)
     for kind, model in {

@@ -15,6 +15,7 @@ import os
 import pkgutil
 import re
 import tomllib
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import metadata
@@ -40,7 +41,8 @@ from pydantic.fields import FieldInfo
 from lifelogger.errors import SettingsError
 
 PREFIX = "LIFELOGGER_"
-_NO_SETTINGS = {"LIFELOGGER_SETTINGS", "LIFELOGGER_BROKER"}  # which file, and which broker: read elsewhere
+# Which file, which broker, and who asks: read elsewhere.
+_NO_SETTINGS = {"LIFELOGGER_SETTINGS", "LIFELOGGER_BROKER", "LIFELOGGER_API_KEY"}
 _SECRET = "secret"  # marks a plain string that may hold a password
 _PACKAGE = Path(__file__).parent
 
@@ -142,8 +144,24 @@ def _cron(value: str) -> str:
     return value
 
 
+def _signing(values: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    """Secrets of Standard Webhooks: `whsec_` and the base64 of 24 to 64 bytes."""
+    for value in values:
+        try:
+            text = value.get_secret_value().removeprefix("whsec_")
+            right = value.get_secret_value() != text and 24 <= len(b64decode(text, validate=True)) <= 64
+        except ValueError:
+            right = False
+        if not right:
+            raise ValueError(
+                "must be whsec_ and base64 of 24 to 64 bytes: `lifelogger notify secret` makes one"
+            )
+    return values
+
+
 Strings = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_listed)]
+SigningSecrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_listed), AfterValidator(_signing)]
 Budgets = Annotated[tuple[Annotated[str, AfterValidator(_budget)], ...], BeforeValidator(_listed)]
 Cron = Annotated[str, AfterValidator(_cron)]
 WebUrl = Annotated[str, _url("https", "http"), AfterValidator(_web_address)]
@@ -201,6 +219,7 @@ class Schedule(Section):
     sync: Cron = "*/15 * * * *"
     refresh_tokens: Cron = "*/5 * * * *"
     tidy: Cron = "17 * * * *"
+    notify: Cron = "* * * * *"
     reserve: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
 
@@ -239,6 +258,25 @@ class Web(Section):
     host: Host = "127.0.0.1"
     port: Port = 8000
     names: Strings = ()
+
+
+class Notify(Section):
+    """Whom changes are told of. An address may hold a password, so they are not shown."""
+
+    urls: Annotated[tuple[WebUrl, ...], BeforeValidator(_listed), _SECRET] = Field(default=(), repr=False)
+    secrets: SigningSecrets = ()
+
+    @model_validator(mode="after")
+    def _signed(self) -> Notify:
+        if not all(self.urls):
+            raise ValueError("urls must not be empty texts")
+        if self.urls and not self.secrets:
+            raise ValueError("urls need secrets to sign with: `lifelogger notify secret` makes one")
+        return self
+
+    @property
+    def signing_secrets(self) -> list[str]:
+        return [each.get_secret_value() for each in self.secrets]
 
 
 class Sandbox(Section):
@@ -291,6 +329,7 @@ class Settings(Section):
     http: Http = Http()
     worker: Worker = Worker()
     web: Web = Web()
+    notify: Notify = Notify()
     sandbox: Sandbox = Sandbox()
     providers: dict[str, ProviderSettings] = {}
 

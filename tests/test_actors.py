@@ -19,18 +19,27 @@ from periodiq import cron
 
 import lifelogger.broker
 import lifelogger.runtime
-from lifelogger import planner, sync, tokens
+from lifelogger import notify, planner, sync, tokens
 from lifelogger.connections import import_lines
 from lifelogger.errors import LockLost
 from lifelogger.runtime import Runtime, build
 from lifelogger.settings import Settings
 from lifelogger.store import journal
 from lifelogger.store.models import Base
+from lifelogger.store.pages import Counts
 from lifelogger.sync import Run
 from tests.servers import RedisServer
 
-MODULES = ("actors", "actors.sync", "scheduler")
-NAMES = ("sync_user_data", "plan_again", "sync_active_users", "refresh_integration_tokens", "forget_old_runs")
+MODULES = ("actors", "actors.notify", "actors.sync", "scheduler")
+NAMES = (
+    "sync_user_data",
+    "plan_again",
+    "sync_active_users",
+    "refresh_integration_tokens",
+    "forget_old_runs",
+    "deliver_changes",
+    "deliver_waiting_changes",
+)
 
 
 @dataclass
@@ -71,7 +80,12 @@ def app(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Application]:
     """On SQLite: which database it is, is nothing to an actor."""
-    schedule = {"sync": "*/20 6-22 * * *", "refresh_tokens": "3 * * * 7", "tidy": "5 4 * * *"}
+    schedule = {
+        "sync": "*/20 6-22 * * *",
+        "refresh_tokens": "3 * * * 7",
+        "tidy": "5 4 * * *",
+        "notify": "7 * * * *",
+    }
     rt = build(
         settings_env(
             database={"url": f"sqlite:///{tmp_path / 'test.db'}"}, redis={"url": redis_url}, schedule=schedule
@@ -137,6 +151,8 @@ def test_each_says_what_it_does(app: Application, name: str) -> None:
         ("sync_user_data", ("ann", "tick"), "sync:ann"),
         ("plan_again", (), "plan"),
         ("refresh_integration_tokens", (), "refresh_integration_tokens"),
+        ("deliver_changes", (), "notify"),
+        ("deliver_waiting_changes", (), "notify"),
     ],
 )
 def test_the_lock_that_each_takes(app: Application, name: str, arguments: tuple[str, ...], key: str) -> None:
@@ -154,6 +170,7 @@ def test_the_timetable_is_that_of_the_settings(app: Application) -> None:
         "sync_active_users": cron("*/20 6-22 * * *"),
         "refresh_integration_tokens": cron("3 * * * 7"),
         "forget_old_runs": cron("5 4 * * *"),
+        "deliver_waiting_changes": cron("7 * * * *"),
     }
     assert cron("3 * * * 7") != cron("4 * * * 7")
 
@@ -165,7 +182,7 @@ def test_a_failure_is_not_tried_again(app: Application, monkeypatch: pytest.Monk
         app.sync_user_data.send("ann")
 
     assert len(app.calls) == 1
-    assert app.broker.get_declared_delay_queues() == {"default.DQ", "schedule.DQ"}
+    assert app.broker.get_declared_delay_queues() == {"default.DQ", "schedule.DQ", "notify.DQ"}
     assert all(app.broker.queues[queue].empty() for queue in app.broker.queues)
     assert [message.actor_name for message in app.broker.dead_letters] == ["sync_user_data"]
 
@@ -242,6 +259,43 @@ def test_who_learned_a_budget_lets_the_others_be_planned(
     app.sync_user_data("ann")
 
     assert app.queued("schedule") == [("plan_again", ())] * planned
+
+
+@pytest.mark.parametrize(
+    ("counts", "urls", "sent"),
+    [
+        ([Counts(inserted=1)], True, 1),
+        ([Counts(), Counts(deleted=2)], True, 1),
+        ([Counts(quarantined=1)], True, 0),
+        ([], True, 0),
+        ([Counts(updated=1)], False, 0),
+    ],
+)
+def test_a_sync_that_changed_something_has_it_told_at_once(
+    app: Application,
+    monkeypatch: pytest.MonkeyPatch,
+    settings_env: Callable[..., Settings],
+    counts: list[Counts],
+    urls: bool,
+    sent: int,
+) -> None:
+    if urls:
+        settings_env(notify={"urls": ["https://app.example/"], "secrets": [notify.new_secret()]})
+    listen(app, monkeypatch, sync, "run", [Run(1, 1, "any", counts=each) for each in counts])
+
+    app.sync_user_data("ann")
+
+    assert app.queued("notify") == [("deliver_changes", ())] * sent
+
+
+@pytest.mark.parametrize("name", ["deliver_changes", "deliver_waiting_changes"])
+def test_changes_are_delivered(app: Application, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    listen(app, monkeypatch, notify, "deliver")
+
+    with app.working("notify"):
+        app.broker.get_actor(name).send()
+
+    assert app.calls == [(app.rt,)]
 
 
 # Planning ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from cryptography.fernet import Fernet
 from dramatiq.brokers.stub import StubBroker
 
 import lifelogger.broker
-from lifelogger import cli, connections, sync
+from lifelogger import api_keys, cli, connections, sync
 from lifelogger.runtime import Runtime
 from lifelogger.runtime import runtime as processwide
 from lifelogger.settings import Settings
@@ -25,6 +25,7 @@ from tests.live import (
     change,
     connect,
     connection,
+    tuned,
 )
 from tests.processes import ROOT
 from tests.sandbox.control import Control
@@ -49,6 +50,12 @@ COMMANDS = [
     ["budget"],
     ["keys", "new"],
     ["keys", "rotate"],
+    ["api-key", "add"],
+    ["api-key", "list"],
+    ["api-key", "remove"],
+    ["notify", "secret"],
+    ["notify", "list"],
+    ["mcp"],
 ]
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 NOWHERE = "redis://127.0.0.1:1"
@@ -533,3 +540,83 @@ def test_an_occupied_port_is_a_sentence(
     assert said.status == 1
     assert f"{part} cannot listen on 127.0.0.1 port {port}: Address already in use" in said.err
     assert f"LIFELOGGER_{part.upper()}__PORT" in said.err
+
+
+# API keys ---------------------------------------------------------------------------------------------------
+
+
+def test_a_key_for_the_api_is_printed_once_listed_and_removed(
+    lifelogger_: Callable[..., Said], runtime: Runtime
+) -> None:
+    lifelogger_("user", "add", "ann")
+    printed = lifelogger_("api-key", "add", "assistant", "--scope", "sync", "--user", "ann").out.strip()
+    lifelogger_("api-key", "add", "site")
+
+    listed = lifelogger_("api-key", "list").out
+    told = json.loads(lifelogger_("api-key", "list", "--json").out)
+
+    assert api_keys.find(runtime, printed)
+    assert printed not in listed
+    assert "assistant" in listed
+    assert [(each["name"], each["scopes"], each["user_id"]) for each in told] == [
+        ("assistant", ["sync"], "ann"),
+        ("site", ["read:records"], None),
+    ]
+    assert lifelogger_("api-key", "remove", "assistant").status == 0
+    assert api_keys.find(runtime, printed) is None
+    again = lifelogger_("api-key", "remove", "assistant")
+    assert (again.status, "There is no key 'assistant'" in again.err) == (1, True)
+
+
+def test_a_key_of_an_unknown_scope_is_not_made(lifelogger_: Callable[..., Said]) -> None:
+    said = lifelogger_("api-key", "add", "assistant", "--scope", "everything")
+
+    assert (said.status, said.out) == (1, "")
+    assert "read:records, read:status, sync" in said.err
+    assert "No keys yet" in lifelogger_("api-key", "list").out
+
+
+# Webhooks to others -----------------------------------------------------------------------------------------
+
+
+def test_a_new_secret_is_one_that_the_settings_take(
+    call: Callable[..., Said], settings_env: Callable[..., Settings]
+) -> None:
+    secret = call("notify", "secret").out.strip()
+
+    settings = settings_env(notify={"urls": ["https://app.example/hook"], "secrets": [secret]})
+
+    assert settings.notify.signing_secrets == [secret]
+
+
+def test_how_the_endpoints_stand(
+    lifelogger_: Callable[..., Said], runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "No endpoints" in lifelogger_("notify", "list").out
+
+    told = tuned(runtime, notify={"urls": ("https://user:secret@app.example/hook",)})
+    monkeypatch.setattr(cli, "processwide", lambda: told)
+
+    assert "app.example  never      Up to date." in lifelogger_("notify", "list").out
+    [each] = json.loads(lifelogger_("notify", "list", "--json").out)
+    assert (each["host"], "secret" in str(each)) == ("app.example", False)
+
+
+# An assistant -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["", "llk_unknown", "for all", "for nothing"])
+def test_an_assistant_needs_a_key_for_one_user(
+    lifelogger_: Callable[..., Said], runtime: Runtime, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    connections.add_user(runtime, "ann")
+    made = {
+        "for all": api_keys.add(runtime, "for all", ["read:records"]),
+        "for nothing": api_keys.add(runtime, "for nothing", ["sync"], "ann"),
+    }
+    monkeypatch.setenv("LIFELOGGER_API_KEY", made.get(key, key))
+
+    said = lifelogger_("mcp")
+
+    assert (said.status, said.out) == (1, "")
+    assert "`lifelogger api-key add assistant --user USER`" in said.err

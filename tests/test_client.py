@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from dramatiq import Message
 from dramatiq.brokers.stub import StubBroker
-from sqlalchemy import insert, select, update
+from sqlalchemy import event, insert, select, update
 
 import lifelogger.broker
 from lifelogger import client
 from lifelogger.client import request_sync
 from lifelogger.connections import import_lines
 from lifelogger.runtime import Runtime
-from lifelogger.store.models import Connection, Record
+from lifelogger.store import feed
+from lifelogger.store.models import Connection, Record, Stream
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
@@ -45,10 +46,13 @@ def change(rt: Runtime, **values: Any) -> None:
         db.execute(update(Connection).values(**values))
 
 
-def keep(rt: Runtime, user_id: str, key: str, hours: float = 0, **values: Any) -> None:
+def keep(
+    rt: Runtime, user_id: str, key: str, hours: float = 0, provider: str = "strava", **values: Any
+) -> None:
     """Store a record of so many hours ago."""
     with rt.store.write() as db:
-        connection = db.scalar(select(Connection.id).where(Connection.user_id == user_id))
+        mine = (Connection.user_id == user_id, Connection.provider == provider)
+        connection = db.scalar(select(Connection.id).where(*mine))
         row = {
             "connection_id": connection,
             "stream": "activities",
@@ -59,6 +63,7 @@ def keep(rt: Runtime, user_id: str, key: str, hours: float = 0, **values: Any) -
             "updated_at": NOW,
             "raw": {"id": key},
             "digest": "d",
+            "change": feed.take(db, 1)[0],
         }
         db.execute(insert(Record).values({**row, **values}))
 
@@ -75,7 +80,7 @@ def test_a_record_is_a_dictionary_of_what_one_may_know(rt: Runtime) -> None:
 
     [record] = client.records("ann", runtime=rt)
 
-    hidden = {"connection_id", "digest", "deleted_at"}
+    hidden = {"connection_id", "digest", "deleted_at", "change"}
     assert set(record) == {column.name for column in Record.__table__.columns} - hidden | {"provider"}
     assert (record["provider"], record["external_id"], record["raw"]) == ("strava", "1", {"id": "1"})
     assert (record["start_at"], record["local_date"]) == (NOW, date(2026, 11, 24))
@@ -140,6 +145,176 @@ def test_a_thousand_at_most(rt: Runtime, monkeypatch: pytest.MonkeyPatch) -> Non
         keep(rt, "ann", str(hours), hours)
 
     assert len(keys(rt, limit=1000)) == 2
+
+
+# Page by page -----------------------------------------------------------------------------------------------
+
+
+def read_through(rt: Runtime, limit: int, **filters: Any) -> list[str]:
+    found, cursor = [], ""
+    while True:
+        page = client.record_page("ann", limit=limit, after=cursor, runtime=rt, **filters)
+        assert len(page.records) <= limit
+        found += [record["external_id"] for record in page.records]
+        if page.next is None:
+            return found
+        cursor = page.next
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 1000])
+def test_pages_of_any_size_together_are_the_whole(rt: Runtime, limit: int) -> None:
+    """Of several connections, with several records at one instant, in the fraction of a second too."""
+    connect_also(rt, "ann", "other")
+    for number in range(7):
+        keep(rt, "ann", str(number), hours=number // 3, start_at=NOW, kind=("activity", "sleep")[number % 2])
+    keep(rt, "ann", "odd", ordered_at=NOW - timedelta(microseconds=1))
+    keep(rt, "ann", "elsewhere", hours=1, provider="other")
+
+    assert read_through(rt, limit) == keys(rt, limit=1000)
+    assert len(keys(rt, limit=1000)) == 9
+    assert read_through(rt, limit, kind="sleep") == keys(rt, kind="sleep")
+    assert read_through(rt, limit, until=NOW) == keys(rt, until=NOW)
+
+
+def test_what_comes_and_goes_meanwhile_moves_nothing(rt: Runtime) -> None:
+    for hours in range(4):
+        keep(rt, "ann", str(hours), hours)
+    first = client.record_page("ann", limit=2, runtime=rt)
+    assert first.next is not None
+
+    keep(rt, "ann", "new", 0)
+    with rt.store.write() as db:
+        db.execute(update(Record).where(Record.external_id == "1").values(deleted_at=NOW))
+
+    second = client.record_page("ann", limit=2, after=first.next, runtime=rt)
+    assert [record["external_id"] for record in second.records] == ["2", "3"]
+    assert second.next is None
+
+
+@pytest.mark.parametrize("cursor", ["x", "é", "=", "MTc", "bm93IDE", "a" * 300])
+def test_a_cursor_that_is_none_is_refused(rt: Runtime, cursor: str) -> None:
+    with pytest.raises(client.CursorUnknown, match="Begin without one"):
+        client.record_page("ann", after=cursor, runtime=rt)
+
+
+def test_a_page_of_many_records_reads_few(rt: Runtime) -> None:
+    """The plan: ranges of an index that is in order, nothing sorted but the page itself."""
+    if not rt.store.is_sqlite:
+        pytest.skip("the plan of a small table is another one on PostgreSQL")
+    connect_also(rt, "ann", "other")
+    statements: list[tuple[str, Any]] = []
+
+    @event.listens_for(rt.store.engine, "before_cursor_execute")
+    def note(db: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append((statement, parameters))
+
+    for kind, index in ((None, "ix_records_time"), ("sleep", "ix_records_kind")):
+        client.record_page("ann", kind=kind, until=NOW, runtime=rt)
+        query, parameters = statements[-1]
+        with rt.store.read() as db:
+            plan = [row[3] for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", parameters)]
+        ranges = [step for step in plan if index in step]
+        assert len(ranges) == 2
+        assert all("connection_id=? AND" in step and "ordered_at<?" in step for step in ranges)
+        assert not [step for step in plan if step.startswith("SCAN records")]
+        assert sum("TEMP B-TREE FOR ORDER BY" in step for step in plan) == 1
+
+
+# The latest, and how fresh it is ---------------------------------------------------------------------------
+
+
+def connect_also(rt: Runtime, user_id: str, provider: str) -> None:
+    """Give a user a second connection, like the first one."""
+    with rt.store.write() as db:
+        row = db.execute(select(Connection.__table__).where(Connection.user_id == user_id)).one()
+        values = {**row._mapping, "provider": provider}
+        del values["id"]
+        db.execute(insert(Connection).values(values))
+
+
+def read(rt: Runtime, stream: str, **values: Any) -> None:
+    """Ann's connections have read this stream."""
+    with rt.store.write() as db:
+        for number in db.scalars(select(Connection.id).where(Connection.user_id == "ann")):
+            db.execute(insert(Stream).values(connection_id=number, name=stream, **values))
+
+
+def test_the_latest_of_each_stream_comes_the_newest_first(rt: Runtime) -> None:
+    for stream, kind in (("activities", "activity"), ("sleeps", "sleep"), ("empty", "day")):
+        read(rt, stream)
+        for hours in (1, 2) if stream != "empty" else ():
+            keep(rt, "ann", f"{kind} {hours}", hours + (kind == "activity"), stream=stream, kind=kind)
+    keep(rt, "ann", "gone", 0, stream="sleeps", kind="sleep", deleted_at=NOW)
+    keep(rt, "bob", "his")
+
+    def latest(**filters: Any) -> list[str]:
+        return [record["external_id"] for record in client.latest("ann", runtime=rt, **filters)]
+
+    assert latest() == ["sleep 1", "activity 1"]
+    assert latest(kind="activity") == ["activity 1"]
+    assert latest(kind="body") == []
+    assert client.latest("nobody", runtime=rt) == []
+
+
+def test_a_stream_is_as_fresh_as_its_last_reading(rt: Runtime) -> None:
+    read(rt, "activities", cursor=NOW - timedelta(minutes=5))
+
+    [told] = client.freshness("ann", runtime=rt)
+
+    assert told == {
+        "provider": "strava",
+        "stream": "activities",
+        "kind": "activity",
+        "as_of": NOW - timedelta(minutes=5),
+        "pending": False,
+        "history_left_since": None,
+        "history_left_until": None,
+        "off_reason": None,
+        "status": "active",
+        "sentence": "Up to date; due again at 13:00 UTC.",
+    }
+
+
+def test_what_was_never_read_is_told_too(rt: Runtime) -> None:
+    """And that it is about to be: whoever connects is due at once."""
+    change(rt, news_at=NOW, next_sync_at=NOW)
+
+    [told] = client.freshness("ann", runtime=rt)
+
+    assert (told["stream"], told["as_of"], told["pending"]) == ("activities", None, True)
+    assert client.freshness("nobody", runtime=rt) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "pending"),
+    [
+        ({"news_at": NOW}, True),
+        ({"claimed_at": NOW}, True),
+        ({"next_sync_at": NOW}, True),
+        ({"news_at": None}, False),
+        ({"status": "needs_reauth", "status_reason": "gone", "next_sync_at": None, "news_at": NOW}, False),
+    ],
+)
+def test_something_is_pending_while_a_sync_is_wanted_or_on_its_way(
+    rt: Runtime, values: dict[str, Any], pending: bool
+) -> None:
+    read(rt, "activities", cursor=NOW)
+    change(rt, **values)
+
+    [told] = client.freshness("ann", runtime=rt)
+
+    assert (told["pending"], told["status"]) == (pending, values.get("status", "active"))
+
+
+def test_history_to_come_and_why_a_stream_is_off_are_told(rt: Runtime) -> None:
+    read(rt, "activities", cursor=NOW, backlog_since=NOW - timedelta(days=9), backlog_until=NOW)
+    read(rt, "forgotten", off_reason="the scope was not granted")
+
+    [activities, forgotten] = client.freshness("ann", runtime=rt)
+
+    assert activities["history_left_since"] == NOW - timedelta(days=9)
+    assert activities["history_left_until"] == NOW
+    assert (forgotten["off_reason"], forgotten["kind"]) == ("the scope was not granted", None)
 
 
 # Asking for a sync ------------------------------------------------------------------------------------------

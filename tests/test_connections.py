@@ -348,6 +348,7 @@ def test_connecting_again_replaces_the_tokens_and_keeps_the_data(rt: Runtime) ->
             "stream": "activities",
             "external_id": "1",
             "kind": "activity",
+            "change": 1,
         }
         db.execute(insert(Record).values(**values, ordered_at=NOW, created_at=NOW, updated_at=NOW))
     later = at(rt, NOW + timedelta(days=1))

@@ -287,7 +287,22 @@ def test_all_errors_have_one_root() -> None:
 # What others build on ---------------------------------------------------------------------------------------
 
 SURFACE = {
-    "lifelogger.client": {"MOST", "records", "request_sync"},
+    "lifelogger.client": {
+        "Change",
+        "Changes",
+        "CursorUnknown",
+        "Freshness",
+        "MOST",
+        "RecordPage",
+        "changes",
+        "cursor_since",
+        "freshness",
+        "latest",
+        "newest_cursor",
+        "record_page",
+        "records",
+        "request_sync",
+    },
     "lifelogger.errors": {
         "AccountRefused",
         "BadRecord",
@@ -384,6 +399,20 @@ def test_the_signatures_of_the_client_are_these() -> None:
         "limit",
         "runtime",
     ]
+    assert list(inspect.signature(client.record_page).parameters) == [
+        "user_id",
+        "kind",
+        "since",
+        "until",
+        "after",
+        "limit",
+        "runtime",
+    ]
+    assert list(inspect.signature(client.latest).parameters) == ["user_id", "kind", "runtime"]
+    assert list(inspect.signature(client.freshness).parameters) == ["user_id", "runtime"]
+    assert list(inspect.signature(client.changes).parameters) == ["after", "limit", "user_id", "runtime"]
+    assert list(inspect.signature(client.cursor_since).parameters) == ["user_id", "since", "runtime"]
+    assert list(inspect.signature(client.newest_cursor).parameters) == ["runtime"]
     assert list(inspect.signature(client.request_sync).parameters) == ["user_id", "runtime"]
 
 
@@ -397,7 +426,7 @@ def test_the_settings_are_these() -> None:
         "database": ["url"],
         "redis": ["url", "prefix"],
         "security": ["encryption_keys", "login_token"],
-        "schedule": ["sync", "refresh_tokens", "tidy", "reserve"],
+        "schedule": ["sync", "refresh_tokens", "tidy", "notify", "reserve"],
         "sync": [
             "interval_seconds",
             "lookback_days",
@@ -411,6 +440,7 @@ def test_the_settings_are_these() -> None:
         "http": ["connect_timeout_seconds", "read_timeout_seconds", "total_timeout_seconds", "max_bytes"],
         "worker": ["processes", "threads"],
         "web": ["host", "port", "names"],
+        "notify": ["urls", "secrets"],
         "sandbox": ["host", "port", "people", "seed"],
     }
     assert list(ProviderSettings.model_fields) == [
@@ -452,4 +482,6 @@ def test_the_actors_and_their_queues_are_these() -> None:
         "sync_active_users": "schedule",
         "refresh_integration_tokens": "schedule",
         "forget_old_runs": "schedule",
+        "deliver_changes": "notify",
+        "deliver_waiting_changes": "notify",
     }

@@ -183,6 +183,11 @@ def test_variables_of_others_are_none_of_our_business() -> None:
             lambda s: s.database.url == "postgresql+psycopg://u:pw@h/n",
         ),
         ("REDIS__URL_FILE", "redis://:pw@h/3", lambda s: s.redis.url == "redis://:pw@h/3"),
+        (
+            "NOTIFY__SECRETS_FILE",
+            f"whsec_{KEY}\nwhsec_{KEY}\n",
+            lambda s: s.notify.signing_secrets == [f"whsec_{KEY}"] * 2,
+        ),
     ],
 )
 def test_a_secret_may_come_from_a_file(
@@ -193,6 +198,23 @@ def test_a_secret_may_come_from_a_file(
     environ = {PREFIX + name: str(tmp_path / "secret"), "LIFELOGGER_PROVIDERS__STRAVA__CLIENT_ID": "4711"}
 
     assert found(load_settings(environ))
+
+
+def test_an_address_to_notify_needs_a_secret_to_sign_with() -> None:
+    line = fault({"LIFELOGGER_NOTIFY__URLS": "https://u:hidden@app.example/hook"})
+
+    assert "urls need secrets to sign with: `lifelogger notify secret`" in line
+    assert "hidden" not in line
+
+
+@pytest.mark.parametrize(
+    "secret", [KEY, "whsec_", "whsec_dG9vIHNob3J0", f"whsec_{KEY}?", "whsec_" + "é" * 44]
+)
+def test_a_secret_to_sign_with_is_a_standard_one(secret: str) -> None:
+    line = fault({"LIFELOGGER_NOTIFY__SECRETS": secret})
+
+    assert "whsec_ and base64 of 24 to 64 bytes" in line
+    assert secret not in line or secret == "whsec_"
 
 
 def test_a_file_for_what_is_no_secret_is_refused(tmp_path: Path) -> None:
@@ -279,7 +301,7 @@ def test_an_unknown_key_is_answered_with_a_near_one(write: Write) -> None:
     assert fault({"LIFELOGGER_WEB__PROT": "1"}) == (
         "LIFELOGGER_WEB__PROT: no such setting: did you mean LIFELOGGER_WEB__PORT?"
     )
-    assert fault({"LIFELOGGER_COMPLETELY__DIFFERENT_THING": "1"}).endswith(
+    assert fault({"LIFELOGGER_0123456789__0123456789__0123456789": "1"}).endswith(
         "see settings.toml for all there are"
     )
 

@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Date,
     DateTime,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    event,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -177,7 +179,9 @@ class Record(Base):
     __table_args__ = (
         UniqueConstraint("connection_id", "stream", "external_id"),
         Index("ix_records_order", "connection_id", "stream", "ordered_at"),
-        Index("ix_records_kind", "connection_id", "kind", "start_at"),
+        Index("ix_records_kind", "connection_id", "kind", "ordered_at"),
+        Index("ix_records_time", "connection_id", "ordered_at"),
+        Index("ix_records_change", "change", unique=True),
     )
 
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
@@ -224,6 +228,68 @@ class Record(Base):
     """When we learned that the provider no longer has it; the values are gone then too."""
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+    change: Mapped[int] = mapped_column(BigInteger)
+    """The number of its newest write: `store.feed`."""
+
+
+class Feed(Base):
+    """The newest change number, in the only row: who writes records holds its lock until the commit."""
+
+    __tablename__ = "feed"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    newest: Mapped[int] = mapped_column(BigInteger)
+
+
+_THE_ROW = DDL("INSERT INTO feed (id, newest) VALUES (1, 0)")  # type: ignore[no-untyped-call]
+event.listen(Feed.__table__, "after_create", _THE_ROW)
+
+
+class Erasure(Base):
+    """The mark that a user's records are gone for good: it belongs to nobody, so it outlives them."""
+
+    __tablename__ = "erasures"
+
+    change: Mapped[int] = mapped_column(BigKey, primary_key=True, autoincrement=False)
+    user_id: Mapped[str] = mapped_column(String(200))
+    provider: Mapped[str | None] = mapped_column(String(50))
+    """Whose records went; None: those of all."""
+    erased_at: Mapped[datetime]
+
+
+class ApiKey(Base):
+    """What a program shows to read through the API: never the key itself."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (UniqueConstraint("name"), UniqueConstraint("digest"))
+
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    name: Mapped[str] = mapped_column(String(100))
+    digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the key."""
+    scopes: Mapped[list[str]] = mapped_column(Payload)
+    user_id: Mapped[str | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    """The only user it may ask about; None: all."""
+    created_at: Mapped[datetime]
+    last_used_at: Mapped[datetime | None]
+
+
+class Endpoint(Base):
+    """How far another application has been told of changes: an address of `notify.urls`."""
+
+    __tablename__ = "endpoints"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """SHA-256 of the address, which may be a secret."""
+    cursor: Mapped[int] = mapped_column(BigInteger)
+    """The number of the last change that it took."""
+    failures: Mapped[int] = mapped_column(default=0)
+    """Failed deliveries in a row: the back-off's exponent."""
+    next_try_at: Mapped[datetime | None]
+    reason: Mapped[str | None]
+    """What went wrong the last time."""
+    delivered_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
 
 
 class Quarantined(Base):

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import Record as Normal
+from lifelogger.store import feed
 from lifelogger.store.engine import Store
 from lifelogger.store.models import Quarantined, Record
 
@@ -76,6 +77,11 @@ class Counts:
     deleted: int = 0
     quarantined: int = 0
 
+    @property
+    def changed(self) -> bool:
+        """Whether any record is another than before."""
+        return bool(self.inserted or self.updated or self.deleted)
+
     def add(self, other: Counts) -> None:
         self.inserted += other.inserted
         self.updated += other.updated
@@ -92,9 +98,11 @@ def write_items(
     }  # of a doubled item the last counts
     known = digests(db, connection_id, stream, good)
     changed = [item for key, item in good.items() if known.get(key, "") != item.digest]
+    numbers = feed.take(db, len(changed)) if changed else ()
     rows = [
         {
             **asdict(item.record),
+            "change": number,
             "connection_id": connection_id,
             "stream": stream,
             "raw": item.raw,
@@ -103,12 +111,12 @@ def write_items(
             "created_at": now,
             "updated_at": now,
         }
-        for item in changed
+        for item, number in zip(changed, numbers, strict=True)
         if item.record
     ]
     if rows:
         statement = store.insert(Record.__table__)
-        overwrite = (*VALUES, "raw", "digest", "deleted_at", "updated_at")
+        overwrite = (*VALUES, "raw", "digest", "deleted_at", "updated_at", "change")
         statement = statement.on_conflict_do_update(
             index_elements=["connection_id", "stream", "external_id"],
             set_={name: statement.excluded[name] for name in overwrite},
@@ -190,7 +198,7 @@ def delete_missing(
     The row stays as a mark that there was one (the values and the payload go), so that readers
     who follow the changes learn of the deletion.
     """
-    there = select(Record.external_id).where(
+    there = select(Record.id, Record.external_id).where(
         Record.connection_id == connection_id,
         Record.stream == stream,
         Record.ordered_at >= since,
@@ -198,16 +206,18 @@ def delete_missing(
     )
     if until is not None:
         there = there.where(Record.ordered_at < until)
-    gone = [key for (key,) in db.execute(there) if key not in present]
-    cleared = {name: None for name in VALUES if name not in KEPT_OF_A_DELETED}
-    for start in range(0, len(gone), 500):
+    gone = [row.id for row in db.execute(there) if row.external_id not in present]
+    if gone:
+        cleared = {name: None for name in VALUES if name not in KEPT_OF_A_DELETED}
         db.execute(
             update(Record)
-            .where(
-                Record.connection_id == connection_id,
-                Record.stream == stream,
-                Record.external_id.in_(gone[start : start + 500]),
-            )
-            .values(**cleared, raw=None, digest=None, deleted_at=now, updated_at=now)
+            .where(Record.id == bindparam("gone"))
+            .values(
+                **cleared, raw=None, digest=None, deleted_at=now, updated_at=now, change=bindparam("number")
+            ),
+            [
+                {"gone": id, "number": number}
+                for id, number in zip(gone, feed.take(db, len(gone)), strict=True)
+            ],
         )
     return len(gone)

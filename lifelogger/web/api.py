@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import AfterValidator, AwareDatetime
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from lifelogger import client, status
+from lifelogger.web.access import EVERYBODY, OneOrAll, needs
 from lifelogger.web.render import Json
 from lifelogger.web.users import Parts, Rt, Text, ask_for_sync, find
+from lifelogger.web.waiting import Watch
 
 
 def utc(instant: datetime) -> datetime:
@@ -25,6 +29,14 @@ def utc(instant: datetime) -> datetime:
 Instant = Annotated[AwareDatetime, AfterValidator(utc)]
 Limit = Annotated[int, Query(ge=1, le=client.MOST)]
 
+MOST_WAIT_SECONDS = 30
+
+
+def of_watch(request: Request) -> Watch:
+    watch: Watch = request.app.state.watch
+    return watch
+
+
 router = APIRouter(default_response_class=Json)
 
 
@@ -35,47 +47,91 @@ def healthz(health: Parts) -> Response:
     return Json({"ok": False, "failing": failing}, 503) if failing else Json({"ok": True})
 
 
-@router.get("/api/status")
+@router.get("/api/status", dependencies=[needs("read:status"), EVERYBODY])
 def overview(rt: Rt, health: Parts) -> Any:
     """Totals, the last tick, and each provider with its budget and what waits."""
     return Json(status.overview(rt, budgets=health.redis()))
 
 
-@router.get("/api/users")
+@router.get("/api/users", dependencies=[needs("read:status"), EVERYBODY])
 def users(rt: Rt, after: Text = "", search: Text = "", limit: Limit = 50) -> Any:
     """Users by id, those behind `after`, with their connections; `search` is the beginning of an id."""
     return Json(status.users(rt, after=after, limit=limit, search=search))
 
 
-@router.get("/api/users/{user_id:user}")
+@router.get("/api/users/{user_id:user}", dependencies=[needs("read:status")])
 def user(rt: Rt, user_id: str) -> Any:
     """Everything about one user: connections, streams, what they hold, and their last runs."""
     return Json(find(rt, user_id))
 
 
-@router.get("/api/users/{user_id:user}/records")
+@router.get("/api/users/{user_id:user}/records", dependencies=[needs("read:records")])
 def records(
+    request: Request,
     rt: Rt,
     user_id: str,
     kind: Text | None = None,
     since: Instant | None = None,
     until: Instant | None = None,
+    after: Text = "",
     limit: Limit = 100,
 ) -> Any:
-    """A user's records that started in [since, until), the newest first."""
+    """A user's records that started in [since, until), the newest first.
+
+    Where there are older ones, the header `Link` has the address of the next page, `rel="next"`.
+    """
     find(rt, user_id)
-    return Json(client.records(user_id, kind=kind, since=since, until=until, limit=limit, runtime=rt))
+    page = client.record_page(
+        user_id, kind=kind, since=since, until=until, after=after, limit=limit, runtime=rt
+    )
+    there = request.url.include_query_params(after=page.next).components
+    link = {"link": f'<{there.path}?{there.query}>; rel="next"'} if page.next else {}
+    return Json(page.records, headers=link)
 
 
-@router.post("/api/users/{user_id:user}/sync", status_code=202)
+@router.get("/api/users/{user_id:user}/latest", dependencies=[needs("read:records")])
+def latest(rt: Rt, user_id: str, kind: Text | None = None) -> Any:
+    """The latest record of each stream of a user, of one kind or all, the newest first."""
+    find(rt, user_id)
+    return Json(client.latest(user_id, kind=kind, runtime=rt))
+
+
+@router.get("/api/users/{user_id:user}/freshness", dependencies=[needs("read:records")])
+def freshness(rt: Rt, user_id: str) -> Any:
+    """How fresh each stream of a user is: as of when, whether more is on its way, or why it is not read."""
+    find(rt, user_id)
+    return Json(client.freshness(user_id, runtime=rt))
+
+
+@router.post("/api/users/{user_id:user}/sync", status_code=202, dependencies=[needs("sync")])
 def sync(rt: Rt, health: Parts, user_id: str) -> Any:
     """Ask for a sync now; `connections` says how many will look."""
     return Json({"connections": ask_for_sync(rt, health, user_id)}, 202)
 
 
-@router.get("/api/runs")
-def runs(
-    rt: Rt, user: Text | None = None, before: Annotated[int | None, Query(ge=1)] = None, limit: Limit = 50
-) -> Any:
+@router.get("/api/runs", dependencies=[needs("read:status")])
+def runs(rt: Rt, user: OneOrAll, before: Annotated[int | None, Query(ge=1)] = None, limit: Limit = 50) -> Any:
     """The journal, newest first, of one user or all; `before` is the id of a run."""
     return Json(status.runs(rt, user_id=user, before=before, limit=limit))
+
+
+@router.get("/api/changes", dependencies=[needs("read:records")])
+async def changes(
+    rt: Rt,
+    watch: Annotated[Watch, Depends(of_watch)],
+    user: OneOrAll,
+    after: Text = "",
+    limit: Limit = 100,
+    wait: Annotated[float, Query(ge=0, le=MOST_WAIT_SECONDS)] = 0,
+) -> Any:
+    """What changed since the cursor `after`, in order, of one user or all; ask again with `next`.
+
+    Nothing is missed. When there is nothing yet, the answer comes as soon as there is, or after `wait`
+    seconds. 410: the cursor is unknown, begin without one.
+    """
+    until = time.monotonic() + wait
+    while True:
+        page = await run_in_threadpool(client.changes, after, limit=limit, user_id=user, runtime=rt)
+        if page.changes or not await watch.passed(int(page.next), until):
+            return Json(page._asdict())
+        after = page.next

@@ -23,12 +23,15 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from lifelogger import __version__
+from lifelogger import __version__, api_keys
+from lifelogger.client import CursorUnknown, newest_cursor
 from lifelogger.runtime import Runtime
 from lifelogger.runtime import runtime as processwide
 from lifelogger.web import api, login, pages
+from lifelogger.web.access import key_of
 from lifelogger.web.health import DATABASE_SENTENCE, DATABASE_TROUBLE, REDIS_SENTENCE, Health
 from lifelogger.web.render import Json, explain, is_api, page
+from lifelogger.web.waiting import Watch
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,29 @@ def dashboard(broker: dramatiq.Broker, health: Health) -> ASGIApp:
     return Dashboard(broker, health)
 
 
+def offer_mcp(app: FastAPI, rt: Runtime) -> None:
+    """Serve the assistant's tools at /mcp, where the SDK is installed: the key that the guard found asks."""
+    if find_spec("mcp") is None:
+        return
+    from mcp.server.transport_security import TransportSecuritySettings
+
+    from lifelogger import mcp_server
+
+    def asking(context: Any) -> api_keys.Key | None:
+        return key_of(context.request_context.request)
+
+    server = mcp_server.server(rt, asking)
+    # Each request for itself: any process may answer the next one. Hosts and origins are the guard's.
+    served = server.streamable_http_app(
+        streamable_http_path="/mcp",
+        stateless_http=True,
+        json_response=True,
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+    )
+    app.router.routes.extend(served.routes)
+    app.router.lifespan_context = lambda _: server.session_manager.run()
+
+
 def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = None) -> FastAPI:
     """The application on `runtime` and `broker`, by default those of this process.
 
@@ -73,14 +99,19 @@ def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = 
     app.state.runtime = rt
     app.state.health = health = Health(rt)
     app.state.door = door = login.Door(token, rt.clock)
+    app.state.watch = Watch(lambda: int(newest_cursor(runtime=rt)))
     app.include_router(login.router)
     app.include_router(api.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=STATIC))
     app.mount("/dashboard", dashboard(broker, health))
-    app.add_middleware(login.Guard, door=door, web=rt.settings.web)
+    offer_mcp(app, rt)
+    app.add_middleware(
+        login.Guard, door=door, web=rt.settings.web, find_key=lambda key: api_keys.find(rt, key)
+    )
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(RequestValidationError, unreadable)
+    app.add_exception_handler(CursorUnknown, cursor_unknown)
     app.add_exception_handler(redis.RedisError, redis_away)
     for error in DATABASE_TROUBLE:
         app.add_exception_handler(error, database_away)
@@ -113,6 +144,10 @@ async def unreadable(request: Request, error: Exception) -> Response:
     if is_api(request.scope["path"]):
         return Json({"detail": [{key: each[key] for key in ("loc", "msg", "type")} for each in faults]}, 422)
     return explain(request, 422, "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in faults) + ".")
+
+
+async def cursor_unknown(request: Request, error: Exception) -> Response:
+    return explain(request, 410, str(error))
 
 
 async def database_away(request: Request, error: Exception) -> Response:

@@ -1,7 +1,8 @@
-"""Who may come in: the login token, sessions, and the guard in front of everything.
+"""Who may come in: the login token, sessions, API keys, and the guard in front of everything.
 
-The guard is closed by default: what is not listed in `OPEN` needs a session, or on the API the token itself.
-Sessions are signed with a key that comes from the token, so a new token ends them all.
+The guard is closed by default: what is not listed in `OPEN` needs a session, or on the API the token itself
+or a key. What a key may do there is for `web.access` to say. Sessions are signed with a key that comes from
+the token, so a new token ends them all.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from fastapi import APIRouter, Form, Request
 from itsdangerous import BadData, URLSafeSerializer
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lifelogger import api_keys
 from lifelogger.crypto import made_once
 from lifelogger.errors import LifeloggerError, SettingsError
 from lifelogger.settings import Settings, Web
+from lifelogger.web.health import DATABASE_SENTENCE, DATABASE_TROUBLE
 from lifelogger.web.render import explain, is_api, page
 
 COOKIE = "lifelogger_session"
@@ -72,8 +76,26 @@ class TooManyAttempts(LifeloggerError):
     """Too many wrong tokens came lately: none is looked at now."""
 
 
+class Attempts:
+    """The failures of the last minutes, by address."""
+
+    def __init__(self, clock: Callable[[], datetime]) -> None:
+        self._clock = clock
+        self._failures: deque[tuple[datetime, str]] = deque()
+
+    def too_many(self, address: str) -> bool:
+        now = self._clock()
+        while self._failures and self._failures[0][0] <= now - ATTEMPT_SPAN:
+            self._failures.popleft()
+        mine = sum(each == address for _, each in self._failures)
+        return mine >= MOST_ATTEMPTS or len(self._failures) >= MOST_ATTEMPTS_OF_ALL
+
+    def note(self, address: str) -> None:
+        self._failures.append((self._clock(), address))
+
+
 class Door:
-    """The token, the sessions it opened, and the wrong tokens of the last minutes; all in memory."""
+    """The token, the sessions it opened, and the wrong tokens and keys of the last minutes; all in memory."""
 
     def __init__(self, token: str, clock: Callable[[], datetime]) -> None:
         self._token = token.encode()
@@ -84,22 +106,29 @@ class Door:
             signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
         )
         self._ended: dict[str, float] = {}
-        self._failures: deque[tuple[datetime, str]] = deque()
+        self._attempts, self._strangers = Attempts(clock), Attempts(clock)
         self._lock = threading.Lock()
 
     def admits(self, token: str, address: str) -> bool:
         """Whether `token` is the login token. Raises `TooManyAttempts`."""
         with self._lock:
-            now = self._clock()
-            while self._failures and self._failures[0][0] <= now - ATTEMPT_SPAN:
-                self._failures.popleft()
-            mine = sum(each == address for _, each in self._failures)
-            if mine >= MOST_ATTEMPTS or len(self._failures) >= MOST_ATTEMPTS_OF_ALL:
+            if self._attempts.too_many(address):
                 raise TooManyAttempts("Too many wrong login tokens: wait five minutes, then try again.")
             right = hmac.compare_digest(token.encode(errors="surrogatepass"), self._token)
             if not right:
-                self._failures.append((now, address))
+                self._attempts.note(address)
             return right
+
+    def refuse_key(self, address: str) -> None:
+        """Note a key that nobody knows. Raises `TooManyAttempts`.
+
+        A right key is let in whatever others try: it cannot be guessed, and whoever tried many wrong ones,
+        or a program with an old one behind the same proxy, would lock everybody out.
+        """
+        with self._lock:
+            if self._strangers.too_many(address):
+                raise TooManyAttempts("Too many unknown API keys: wait five minutes, then try again.")
+            self._strangers.note(address)
 
     def open(self) -> str:
         """A new session, as the value of its cookie."""
@@ -139,8 +168,10 @@ class Guard:
     Paths stay percent-encoded for the routes, so that a user id with a slash is one segment.
     """
 
-    def __init__(self, app: ASGIApp, door: Door, web: Web) -> None:
-        self.app, self.door = app, door
+    def __init__(
+        self, app: ASGIApp, door: Door, web: Web, find_key: Callable[[str], api_keys.Key | None]
+    ) -> None:
+        self.app, self.door, self.find_key = app, door, find_key
         any_host = web.host in ("0.0.0.0", "::") and not web.names
         known = {web.host, *web.names, "localhost", "127.0.0.1", "::1"}
         self.hosts = None if any_host else {name.lower() for name in known}
@@ -163,9 +194,9 @@ class Guard:
             await send(message)
 
         request = Request(scope)
-        await (self.refusal(request) or self.app)(scope, receive, secured)
+        await (await self.refusal(request) or self.app)(scope, receive, secured)
 
-    def refusal(self, request: Request) -> Response | None:
+    async def refusal(self, request: Request) -> Response | None:
         """Why a request is not let through; None: it is."""
         path, bearer = request.scope["path"], self.bearer(request)
         name = hostname(request.headers.get("host", ""))
@@ -183,19 +214,32 @@ class Guard:
             return None
         if bearer is not None:
             try:
-                if self.door.admits(bearer, address(request)):
+                if bearer.startswith(api_keys.PREFIX):
+                    if await self.has_key(request, bearer):
+                        return None
+                elif self.door.admits(bearer, address(request)):
                     return None
             except TooManyAttempts as refused:
                 return explain(request, 429, str(refused), RETRY)
+            except DATABASE_TROUBLE:
+                return explain(request, 503, DATABASE_SENTENCE, {"retry-after": "5"})
         elif self.door.knows(request.cookies.get(COOKIE, "")):
             return None
         if is_api(path):
-            sentence = "Log in, or send the login token as `Authorization: Bearer …`."
+            sentence = "Log in, or send an API key or the login token as `Authorization: Bearer …`."
             return explain(request, 401, sentence, {"www-authenticate": "Bearer"})
         query = request.scope["query_string"].decode("latin-1")
         here = f"{path}?{query}" if query else path
         wanted = {"next": here} if request.method == "GET" and here != "/" else {}
         return RedirectResponse("/login" + (f"?{urlencode(wanted)}" if wanted else ""), 303)
+
+    async def has_key(self, request: Request, bearer: str) -> bool:
+        """Whether there is such a key; `web.access` finds it in the state of the request."""
+        key = await run_in_threadpool(self.find_key, bearer)
+        if key is None:
+            self.door.refuse_key(address(request))
+        request.state.key = key
+        return key is not None
 
     @staticmethod
     def bearer(request: Request) -> str | None:

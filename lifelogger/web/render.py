@@ -64,7 +64,7 @@ def explain(
 
 def is_api(path: str) -> bool:
     """Whether programs ask here, which want JSON and no redirection."""
-    return path in ("/api", "/healthz") or path.startswith("/api/")
+    return path in ("/api", "/healthz", "/mcp") or path.startswith("/api/")
 
 
 # Filters -------------------------------------------------------------------------------------------

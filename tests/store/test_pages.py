@@ -324,6 +324,7 @@ def test_what_is_missing_is_emptied_and_its_row_stays_as_a_mark(store: Store) ->
         "deleted_at",
         "created_at",
         "updated_at",
+        "change",
     }
     assert there["deleted_at"] is None
     assert there["raw"] is not None

@@ -10,6 +10,7 @@ from sqlalchemy import insert, select, update
 
 from lifelogger.connections import import_lines
 from lifelogger.runtime import Runtime
+from lifelogger.store import feed
 from lifelogger.store.models import Connection, Record, Stream, SyncRun
 
 HERE = "http://localhost:8000"
@@ -64,4 +65,5 @@ def recorded(rt: Runtime, connection: int, external_id: str = "1", **values: Any
         "updated_at": now,
     }
     with rt.store.write() as db:
-        db.execute(insert(Record).values(connection_id=connection, **{**row, **values}))
+        (change,) = feed.take(db, 1)
+        db.execute(insert(Record).values(connection_id=connection, change=change, **{**row, **values}))

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from dramatiq.brokers.redis import RedisBroker
+from fastapi import FastAPI
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
+from lifelogger import client as library
 from lifelogger import status
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection
-from tests.servers import RedisServer
-from tests.web.people import connect, ran, recorded
+from lifelogger.web import waiting
+from lifelogger.web.waiting import Watch
+from tests.live import in_background
+from tests.servers import RedisServer, wait_until
+from tests.web.people import connect, ran, read_stream, recorded
 
 
 def sent(runtime: Runtime) -> int:
@@ -153,6 +161,104 @@ def test_a_wish_is_kept_while_redis_is_away(
     assert datetime.now(UTC) - noted < timedelta(minutes=1)
 
 
+def test_records_are_read_in_pages_that_the_answer_links(client: TestClient, runtime: Runtime) -> None:
+    now, connection = runtime.clock(), connect(runtime, "a/b")
+    for hours in range(5):
+        recorded(runtime, connection, str(hours), ordered_at=now - timedelta(hours=hours))
+
+    found, address = [], "/api/users/a%2Fb/records?limit=2&kind=activity"
+    while address:
+        reply = client.get(address)
+        assert len(reply.json()) <= 2
+        found += [each["external_id"] for each in reply.json()]
+        address = reply.links["next"]["url"] if "next" in reply.links else ""
+        assert not address or address.startswith("/api/users/a%2Fb/records?")
+
+    assert found == ["0", "1", "2", "3", "4"]
+    assert client.get("/api/users/a%2Fb/records?after=nonsense").status_code == 410
+
+
+def test_the_latest_and_how_fresh_it_is_are_those_of_the_client(client: TestClient, runtime: Runtime) -> None:
+    connection = connect(runtime, "ann")
+    recorded(runtime, connection)
+    read_stream(runtime, connection)
+
+    assert client.get("/api/users/ann/latest").json() == client.get("/api/users/ann/records").json() != []
+    assert client.get("/api/users/ann/latest?kind=sleep").json() == []
+    told = client.get("/api/users/ann/freshness").json()
+    assert told == status.as_json(library.freshness("ann", runtime=runtime)) != []
+
+
+# Changes --------------------------------------------------------------------------------------------------
+
+
+def test_changes_are_read_with_the_cursor_of_the_last_page(client: TestClient, runtime: Runtime) -> None:
+    ann, bob = connect(runtime, "ann"), connect(runtime, "bob")
+    for connection, key in ((ann, "1"), (bob, "2"), (ann, "3")):
+        recorded(runtime, connection, key)
+
+    page = client.get("/api/changes?limit=2").json()
+    assert [change["external_id"] for change in page["changes"]] == ["1", "2"]
+    assert page["changes"][0]["record"] == client.get("/api/users/ann/records").json()[1]
+    rest = client.get(f"/api/changes?after={page['next']}").json()
+    assert [change["external_id"] for change in rest["changes"]] == ["3"]
+    assert client.get(f"/api/changes?after={rest['next']}").json() == {"changes": [], "next": rest["next"]}
+    hers = client.get("/api/changes?user=ann").json()
+    assert [change["external_id"] for change in hers["changes"]] == ["1", "3"]
+
+
+def test_a_cursor_that_nobody_knows_is_gone(client: TestClient) -> None:
+    reply = client.get("/api/changes?after=17")
+    assert (reply.status_code, "without a cursor" in reply.json()["detail"]) == (410, True)
+
+
+def test_who_waits_for_a_change_is_answered_when_it_comes(
+    client: TestClient, app: FastAPI, runtime: Runtime
+) -> None:
+    """Of others' changes the one who waits for Ann's hears nothing."""
+    ann, bob = connect(runtime, "ann"), connect(runtime, "bob")
+
+    future = in_background(client.get, "/api/changes?user=ann&wait=30")
+    wait_until(lambda: app.state.watch.waiting == 1, "the request to wait")
+    recorded(runtime, bob, "2")
+    recorded(runtime, ann, "1")
+
+    page = future.result(20).json()
+    assert [change["external_id"] for change in page["changes"]] == ["1"]
+    assert app.state.watch.waiting == 0
+
+
+def test_who_waits_in_vain_gets_an_empty_page(client: TestClient) -> None:
+    assert client.get("/api/changes?wait=0.01").json() == {"changes": [], "next": "0"}
+
+
+def test_however_many_wait_the_database_is_asked_by_one() -> None:
+    looks: list[int] = []
+
+    def newest() -> int:
+        looks.append(len(looks))
+        return looks[-1]
+
+    watch = Watch(newest)
+
+    async def all_of_them() -> list[bool]:
+        until = time.monotonic() + 3600
+        return await asyncio.gather(*(watch.passed(0, until) for _ in range(50)))
+
+    assert asyncio.run(all_of_them()) == [True] * 50
+    assert len(looks) < 10
+
+
+def test_who_would_be_one_too_many_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "MOST_WAITING", 0)
+    watch = Watch(lambda: 1)
+
+    assert asyncio.run(watch.passed(0, time.monotonic() + 3600)) is False
+
+
+# The schema -----------------------------------------------------------------------------------------------
+
+
 def test_the_schema_is_there_for_who_is_logged_in(client: TestClient) -> None:
     assert set(client.get("/api/openapi.json").json()["paths"]) == {
         "/healthz",
@@ -160,6 +266,9 @@ def test_the_schema_is_there_for_who_is_logged_in(client: TestClient) -> None:
         "/api/users",
         "/api/users/{user_id}",
         "/api/users/{user_id}/records",
+        "/api/users/{user_id}/latest",
+        "/api/users/{user_id}/freshness",
         "/api/users/{user_id}/sync",
         "/api/runs",
+        "/api/changes",
     }
