@@ -200,6 +200,7 @@ class Schedule(Section):
 
     sync: Cron = "*/15 * * * *"
     refresh_tokens: Cron = "*/5 * * * *"
+    revoke: Cron = "*/5 * * * *"
     tidy: Cron = "17 * * * *"
     reserve: Annotated[float, Field(ge=0, lt=1)] = 0.2
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -151,13 +152,26 @@ class ConnectionSync:
         """Read on in the past, unless `fresh` failed, and write down how all ended. Raises as `fresh`."""
         if self.journal.outcome == "ok":
             self._attempt(self._read_history)
-        self._finish(self.until)
+        with self._unless_gone():
+            self._finish(self.until)
         return self.journal
+
+    @contextmanager
+    def _unless_gone(self) -> Iterator[None]:
+        """A connection that was disconnected meanwhile is over; that costs the user's others nothing."""
+        try:
+            yield
+        except LockLost:
+            with self.rt.store.read() as db:
+                if db.scalar(select(Connection.id).where(Connection.id == self.row["id"])) is not None:
+                    raise
+            self.journal.outcome = "gone"
 
     def _attempt(self, read: Callable[[], None]) -> None:
         """Read, and note what goes wrong: one connection's trouble is not the others'."""
         try:
-            read()
+            with self._unless_gone():
+                read()
         except LockLost:
             raise
         except SignInAgain as end:

@@ -301,6 +301,7 @@ SURFACE = {
         "Pool",
         "Provider",
         "Record",
+        "RevokeRequest",
         "Stream",
         "Usage",
         "Window",
@@ -356,7 +357,7 @@ def test_the_settings_are_these() -> None:
         "database": ["url"],
         "redis": ["url", "prefix"],
         "security": ["encryption_keys", "login_token"],
-        "schedule": ["sync", "refresh_tokens", "tidy", "reserve"],
+        "schedule": ["sync", "refresh_tokens", "revoke", "tidy", "reserve"],
         "sync": [
             "interval_seconds",
             "lookback_days",
@@ -411,4 +412,5 @@ def test_the_actors_and_their_queues_are_these() -> None:
         "sync_active_users": "schedule",
         "refresh_integration_tokens": "schedule",
         "forget_old_runs": "schedule",
+        "revoke_what_is_left": "schedule",
     }

@@ -16,6 +16,7 @@ from lifelogger.providers.base import (
     Pool,
     Provider,
     Record,
+    RevokeRequest,
     Stream,
     Window,
     instant,
@@ -101,6 +102,7 @@ class Oura(Provider):
         Stream("heartrate", "body", scopes=("heartrate",), optional=True),
     )
     poll_cost = sum(not stream.optional for stream in streams)
+    revokes_access = True
 
     def pages(self, http: Http, stream: Stream, window: Window) -> Iterator[Page]:
         """Walk back over spans, each read to the end of its `next_token`s.
@@ -145,6 +147,14 @@ class Oura(Provider):
         """One pool of the application; token calls spend from it too, which errs on the safe side."""
         key = f"{self.name}:{settings.client_id}:requests"
         return (Pool("requests", key, settings.budget, reports=False),)
+
+    def revocation(self, access: str, refresh: str | None) -> RevokeRequest:
+        """The access token is the whole request."""
+        return RevokeRequest(query={"access_token": access}, authenticated=False)
+
+    def is_revoked(self, status: int, reply: Json) -> bool:
+        """A token that is dead already is not authorised to end anything."""
+        return status == 401 or super().is_revoked(status, reply)
 
     def account(self, http: Http) -> str | None:
         """Any token may read it. Nobody is kept out because it cannot be told."""

@@ -267,6 +267,48 @@ class SyncRun(Base):
     quarantined: Mapped[int] = mapped_column(default=0)
 
 
+class Receipt(Base):
+    """That somebody left: one row for each connection that went. It names nobody.
+
+    `number` is what whoever left was given; all rows of one leave-taking share it.
+    """
+
+    __tablename__ = "receipts"
+
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    number: Mapped[str] = mapped_column(String(40), index=True)
+    kind: Mapped[str] = mapped_column(String(20))
+    """`disconnected`, `erased` (the user, too), or `deauthorised` (at the provider)."""
+    provider: Mapped[str | None] = mapped_column(String(50))
+    """None: an erased user who had no connection."""
+    deleted: Mapped[dict[str, int]] = mapped_column(Payload)
+    """How many rows went, by table."""
+    revocation: Mapped[str | None] = mapped_column(String(20))
+    """`pending`, `done`, `given_up`, `not_offered`, or None: there was nothing to revoke."""
+    created_at: Mapped[datetime]
+
+
+class Revocation(Base):
+    """A grant still to be ended at its provider: the sealed tokens that it takes, and nothing of the person.
+
+    Gone as soon as the provider has agreed, or has not for too long.
+    """
+
+    __tablename__ = "revocations"
+
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    receipt_id: Mapped[int] = mapped_column(ForeignKey("receipts.id", ondelete="CASCADE"))
+    provider: Mapped[str] = mapped_column(String(50))
+    connection_id: Mapped[int] = mapped_column(BigInteger)
+    """The connection that is gone: newer tokens of it may still wait in Redis."""
+    access_token: Mapped[bytes]
+    refresh_token: Mapped[bytes | None]
+    token_expires_at: Mapped[datetime]
+    attempts: Mapped[int] = mapped_column(default=0)
+    next_attempt_at: Mapped[datetime] = mapped_column(index=True)
+    created_at: Mapped[datetime]
+
+
 class Tick(Base):
     """One firing of the schedule: the primary key lets each happen once."""
 

@@ -1,0 +1,50 @@
+"""Leaving: receipts, and what is still to be revoked at providers."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+Key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+Instant = sa.DateTime(timezone=True)
+
+
+def upgrade() -> None:
+    op.create_table(
+        "receipts",
+        sa.Column("id", Key, nullable=False),
+        sa.Column("number", sa.String(length=40), nullable=False),
+        sa.Column("kind", sa.String(length=20), nullable=False),
+        sa.Column("provider", sa.String(length=50), nullable=True),
+        sa.Column("deleted", sa.Text(), nullable=False),
+        sa.Column("revocation", sa.String(length=20), nullable=True),
+        sa.Column("created_at", Instant, nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_receipts")),
+    )
+    op.create_index("ix_receipts_number", "receipts", ["number"])
+    op.create_table(
+        "revocations",
+        sa.Column("id", Key, nullable=False),
+        sa.Column("receipt_id", Key, nullable=False),
+        sa.Column("provider", sa.String(length=50), nullable=False),
+        sa.Column("connection_id", sa.BigInteger(), nullable=False),
+        sa.Column("access_token", sa.LargeBinary(), nullable=False),
+        sa.Column("refresh_token", sa.LargeBinary(), nullable=True),
+        sa.Column("token_expires_at", Instant, nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("next_attempt_at", Instant, nullable=False),
+        sa.Column("created_at", Instant, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["receipt_id"], ["receipts.id"], name=op.f("fk_revocations_receipt_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_revocations")),
+    )
+    op.create_index("ix_revocations_next_attempt_at", "revocations", ["next_attempt_at"])
+
+
+def downgrade() -> None:
+    op.drop_table("revocations")
+    op.drop_table("receipts")
