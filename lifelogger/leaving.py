@@ -155,7 +155,7 @@ def _leave(rt: Runtime, db: Database, kind: str, *which: ColumnElement[bool]) ->
 
 
 def _number() -> str:
-    return secrets.token_urlsafe(12)
+    return secrets.token_hex(8)
 
 
 def _write_receipt(

@@ -25,6 +25,7 @@ from tests.live import (
     change,
     connect,
     connection,
+    stored,
 )
 from tests.processes import ROOT
 from tests.sandbox.control import Control
@@ -40,6 +41,9 @@ COMMANDS = [
     ["doctor"],
     ["user", "add"],
     ["user", "list"],
+    ["user", "remove"],
+    ["disconnect"],
+    ["receipt"],
     ["connect"],
     ["connections", "import"],
     ["export"],
@@ -533,3 +537,42 @@ def test_an_occupied_port_is_a_sentence(
     assert said.status == 1
     assert f"{part} cannot listen on 127.0.0.1 port {port}: Address already in use" in said.err
     assert f"LIFELOGGER_{part.upper()}__PORT" in said.err
+
+
+# Leaving -----------------------------------------------------------------------------------------------
+
+
+def test_nobody_is_removed_without_yes(with_people: Callable[..., Said], live: Runtime) -> None:
+    held = len(stored(live, "alice"))
+
+    said = with_people("user", "remove", "alice")
+
+    assert said.status == 1
+    assert f"Nothing was deleted yet of 1 connection and {held} records." in said.err
+    assert "`lifelogger user remove alice --yes`" in said.err
+    assert len(stored(live, "alice")) == held
+
+
+def test_a_user_is_removed_and_gets_a_receipt(with_people: Callable[..., Said], live: Runtime) -> None:
+    held = len(stored(live, "alice"))
+
+    said = with_people("user", "remove", "alice", "--yes")
+
+    number = said.out.split()[1].rstrip(":")
+    assert said.status == 0
+    assert f"strava: {held} records deleted. Its authorisation was revoked at the provider." in said.out
+    assert "alice" not in said.out
+    assert with_people("receipt", number).out == said.out
+    assert with_people("receipt", number, "--json").json()["kind"] == "erased"
+    assert "There is no user 'alice'" in with_people("user", "remove", "alice", "--yes").err
+    assert "There is no receipt 'x'" in with_people("receipt", "x").err
+
+
+def test_a_connection_is_ended(with_people: Callable[..., Said], live: Runtime) -> None:
+    said = with_people("disconnect", "alice", "strava")
+
+    assert said.status == 0
+    assert "disconnected" in said.out
+    assert stored(live, "alice") == {}
+    again = with_people("disconnect", "alice", "strava")
+    assert (again.status, "alice is not connected to 'strava'" in again.err) == (1, True)

@@ -11,7 +11,16 @@ from lifelogger import status
 from lifelogger.runtime import Runtime
 from lifelogger.web.health import REDIS_SENTENCE
 from lifelogger.web.render import page, segment
-from lifelogger.web.users import Parts, Rt, Text, ask_for_sync, find
+from lifelogger.web.users import (
+    Parts,
+    Rt,
+    Text,
+    ask_for_sync,
+    end_connection,
+    erase_user,
+    find,
+    find_receipt,
+)
 
 USERS_EACH = 50
 RUNS_EACH = 50
@@ -80,6 +89,32 @@ def sync(rt: Rt, health: Parts, user_id: str) -> Response:
     """Ask for a sync, and go back to the user's page, which says so."""
     asked = ask_for_sync(rt, health, user_id)
     return RedirectResponse(f"/users/{segment(user_id)}?asked={asked}", 303)
+
+
+@router.post("/users/{user_id:user}/connections/{provider}/disconnect")
+def disconnect(rt: Rt, user_id: str, provider: str) -> Response:
+    """End a connection, and go to the receipt."""
+    return RedirectResponse(f"/receipts/{end_connection(rt, user_id, provider)['receipt']}", 303)
+
+
+@router.post("/users/{user_id:user}/erase")
+def erase(rt: Rt, user_id: str) -> Response:
+    """Erase a user, and go to the receipt."""
+    return RedirectResponse(f"/receipts/{erase_user(rt, user_id)['receipt']}", 303)
+
+
+@router.get("/receipts/{number}")
+def receipt(rt: Rt, number: str) -> Response:
+    """What went, and whether the providers have revoked it by now."""
+    said = find_receipt(rt, number)
+    pending = any(each["revocation"] == "pending" for each in said["connections"])
+    return page(
+        "receipt.html",
+        **said,
+        now=rt.clock(),
+        titles=titles(rt),
+        refresh=REFRESH_SECONDS if pending else None,
+    )
 
 
 @router.get("/runs")
