@@ -303,7 +303,7 @@ def disconnect(
 ) -> None:
     """Disconnect a user's account at a provider.
 
-    All that came from there is deleted. The authorisation is revoked at the provider. Prints a receipt, which names nobody.
+    All that came from there is deleted, and the authorisation is revoked. Prints a receipt that names nobody.
     """
     from lifelogger import leaving
 
@@ -360,10 +360,10 @@ def connect(
         if open_browser and sys.stdin.isatty():
             webbrowser.open(address)
 
-    new, missing = connect_account(rt, user_id, provider, show, port=port, seconds=timeout)
-    out.print(f"{'Connected' if new else 'Connected again, keeping the data:'} {escape(user_id)}.")
-    if missing:
-        out.print(f"Not granted: {', '.join(missing)}. What needs it is not synced.", style="yellow")
+    done = connect_account(rt, user_id, provider, show, port=port, seconds=timeout)
+    out.print(f"{'Connected' if done.new else 'Connected again, keeping the data:'} {escape(user_id)}.")
+    if done.missing:
+        out.print(f"Not granted: {', '.join(done.missing)}. What needs it is not synced.", style="yellow")
     request_sync(user_id, runtime=rt)
 
 

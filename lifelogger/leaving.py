@@ -245,7 +245,8 @@ def revoke_waiting(rt: Runtime, provider: str | None = None) -> int:
             done = _attempt(rt, row.id, at_once=provider is not None)
             settled += done
             away |= set() if done else {row.provider}
-    rt.store.scrub()  # every round: a reader may have kept what was deleted in the last one
+    if waiting or provider is None:  # every round: a reader may have kept what was deleted in the last one
+        rt.store.scrub()
     return settled
 
 

@@ -240,6 +240,7 @@ class Web(Section):
     host: Host = "127.0.0.1"
     port: Port = 8000
     names: Strings = ()
+    public_url: WebUrl = ""
 
 
 class Sandbox(Section):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from starlette.responses import RedirectResponse, Response
 
 from lifelogger import status
 from lifelogger.runtime import Runtime
+from lifelogger.web.connect import Outcome
 from lifelogger.web.health import REDIS_SENTENCE
 from lifelogger.web.render import page, segment
 from lifelogger.web.users import (
@@ -72,6 +74,7 @@ def user(rt: Rt, user_id: str, asked: Annotated[int | None, Query(ge=0, le=1000)
     """One user: each connection's state, what it holds, and its last syncs."""
     found = find(rt, user_id)
     running = any(run["outcome"] == "running" for run in found["runs"])
+    connected = {each["provider"] for each in found["connections"]}
     return page(
         "user.html",
         **found,
@@ -79,9 +82,16 @@ def user(rt: Rt, user_id: str, asked: Annotated[int | None, Query(ge=0, le=1000)
         asked=asked,
         titles=titles(rt),
         simulated=rt.settings.simulated,
+        offered=[name for name in rt.enabled() if name not in connected],
+        here=segment(f"/users/{segment(user_id)}"),
         refresh=REFRESH_SOON_SECONDS if asked or running else REFRESH_SECONDS,
         refresh_to=f"/users/{segment(user_id)}",
     )
+
+
+def told(request: Request, outcome: Outcome) -> Response:
+    """What came of connecting an account, unless all went well."""
+    return page("connected.html", outcome.status, **asdict(outcome))
 
 
 @router.post("/users/{user_id:user}/sync")

@@ -58,6 +58,15 @@ def find(rt: Runtime, user_id: str) -> dict[str, Any]:
     return found
 
 
+def chosen(rt: Rt, user: Text) -> str:
+    """Whose account is connected: whoever is logged in here looks after everybody."""
+    return str(find(rt, user)["user_id"])
+
+
+def anybody() -> None:
+    """Who comes back is known by the browser alone: the session is not any user's."""
+
+
 def ask_for_sync(rt: Runtime, health: Health, user_id: str) -> int:
     """Ask for a sync; return how many connections will look.
 
