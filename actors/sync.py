@@ -2,10 +2,11 @@
 
 import dramatiq
 
-from lifelogger import planner, sync
+from lifelogger import notices, planner, sync
 from lifelogger.broker import TIME_LIMIT_MS, broker
 from lifelogger.errors import LockLost
 from lifelogger.mutex import Locked
+from lifelogger.runtime import runtime
 
 
 @dramatiq.actor(
@@ -24,8 +25,11 @@ def sync_user_data(user_id: str, trigger: str = "asked") -> None:
     broker, which would park the message in worker memory: a failed connection has its
     `next_sync_at`, and a later tick meets it.
     """
-    if any(run.learned for run in sync.run(user_id, trigger)):
+    runs = sync.run(user_id, trigger)
+    if any(run.learned for run in runs):
         plan_again.send()
+    if any(run.outcome == "needs_reauth" for run in runs):
+        notices.tell(runtime())
 
 
 @dramatiq.actor(broker=broker, queue_name="schedule", mutex=lambda: "plan", max_retries=0)

@@ -186,6 +186,7 @@ def sealed(rt: Runtime, line: Line) -> dict[str, Any]:
     return {
         "status": "active",
         "status_reason": None,
+        "told_at": None,
         "scopes": line.scopes or list(rt.providers[line.provider].scopes),
         "access_token": rt.vault.encrypt(line.access_token.get_secret_value()),
         "refresh_token": rt.vault.encrypt(line.refresh_token.get_secret_value())

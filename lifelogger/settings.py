@@ -243,6 +243,12 @@ class Web(Section):
     public_url: WebUrl = ""
 
 
+class Hooks(Section):
+    """Callables of the host application, as `module:function`."""
+
+    sign_in_again: Annotated[str, Field(pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_][\w.]*)?$")] = ""
+
+
 class Sandbox(Section):
     """Where the simulated providers listen, and whom they simulate."""
 
@@ -293,6 +299,7 @@ class Settings(Section):
     http: Http = Http()
     worker: Worker = Worker()
     web: Web = Web()
+    hooks: Hooks = Hooks()
     sandbox: Sandbox = Sandbox()
     providers: dict[str, ProviderSettings] = {}
 

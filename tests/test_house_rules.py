@@ -371,6 +371,7 @@ def test_the_settings_are_these() -> None:
         "http": ["connect_timeout_seconds", "read_timeout_seconds", "total_timeout_seconds", "max_bytes"],
         "worker": ["processes", "threads"],
         "web": ["host", "port", "names", "public_url"],
+        "hooks": ["sign_in_again"],
         "sandbox": ["host", "port", "people", "seed"],
     }
     assert list(ProviderSettings.model_fields) == [

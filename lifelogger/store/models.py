@@ -95,6 +95,7 @@ class User(Base):
 # Two indexes, so that each of the planner's two questions is one range of one of them, however many wait.
 STALE = text("next_sync_at IS NOT NULL AND news_at IS NULL")
 NEWS = text("next_sync_at IS NOT NULL AND news_at IS NOT NULL")
+UNTOLD = text("status = 'needs_reauth' AND told_at IS NULL")
 
 
 class Connection(Base):
@@ -114,6 +115,7 @@ class Connection(Base):
         Index("ix_connections_news", "provider", "next_sync_at", sqlite_where=NEWS, postgresql_where=NEWS),
         Index("ix_connections_claimed", "provider", "claimed_at", sqlite_where=text("claimed_at IS NOT NULL"),
               postgresql_where=text("claimed_at IS NOT NULL")),
+        Index("ix_connections_untold", "id", sqlite_where=UNTOLD, postgresql_where=UNTOLD),
         Index("ix_connections_expiring", "token_expires_at", sqlite_where=text("status = 'active'"),
               postgresql_where=text("status = 'active'")),
     )  # fmt: skip
@@ -141,6 +143,8 @@ class Connection(Base):
     """The number of the newest sync; a write by an older one is refused."""
     last_sync_at: Mapped[datetime | None]
     """When a sync last ended well."""
+    told_at: Mapped[datetime | None]
+    """When the host was told that the person has to sign in again; None: not yet, or they need not."""
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
 

@@ -1,4 +1,4 @@
-"""Leaving: receipts, and what is still to be revoked at providers."""
+"""Leaving: receipts, and what is still to be revoked at providers. Who was told to sign in again."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,6 +10,7 @@ depends_on = None
 
 Key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 Instant = sa.DateTime(timezone=True)
+UNTOLD = sa.text("status = 'needs_reauth' AND told_at IS NULL")
 
 
 def upgrade() -> None:
@@ -43,8 +44,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_revocations")),
     )
     op.create_index("ix_revocations_next_attempt_at", "revocations", ["next_attempt_at"])
+    # Not in a batch: that would make the table anew, and dropping the old one deletes all that hangs on it.
+    op.add_column("connections", sa.Column("told_at", Instant, nullable=True))
+    op.create_index(
+        "ix_connections_untold", "connections", ["id"], sqlite_where=UNTOLD, postgresql_where=UNTOLD
+    )
 
 
 def downgrade() -> None:
+    op.drop_index("ix_connections_untold", "connections")
+    op.drop_column("connections", "told_at")
     op.drop_table("revocations")
     op.drop_table("receipts")
