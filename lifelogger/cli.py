@@ -581,6 +581,8 @@ def _user_status(rt: Runtime, user_id: str, as_json: bool) -> None:
     for each in user["connections"]:
         last = standing.moment(each["last_sync_at"], rt.clock()) if each["last_sync_at"] else "never"
         out.print(f"[bold]{escape(each['provider'])}[/]: {escape(each['sentence'])}")
+        if each["status"] == "needs_reauth":
+            _say(f"  `lifelogger connect {_quoted(user_id)} {each['provider']}` mends it; the data stays.")
         out.print(
             f"  {count(each['records'], 'record')}, {each['quarantined']} quarantined; last sync {last}."
         )

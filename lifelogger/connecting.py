@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import SecretStr, ValidationError
@@ -104,8 +104,7 @@ class Attempt:
     """The secret of the proof key (RFC 7636), where the provider takes one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Connected:
+class Connected(NamedTuple):
     """What came of an attempt."""
 
     new: bool

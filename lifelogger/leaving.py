@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, delete, insert, select, update
+from sqlalchemy import ColumnElement, Table, delete, insert, or_, select, update
 from sqlalchemy import Connection as Database
 
 from lifelogger.errors import LifeloggerError, SignInAgain, Unavailable, Wait
@@ -33,6 +33,7 @@ LEASE = timedelta(minutes=5)
 GIVE_UP_AFTER = timedelta(days=7)
 """How long tokens are kept for a provider that does not end their grant."""
 MOST_AT_ONCE = 500
+MOST_WHILE_SOMEBODY_WAITS = 5
 
 SENTENCES = {
     None: "There was no authorisation left to revoke.",
@@ -230,15 +231,18 @@ class Grip:
 def revoke_waiting(rt: Runtime, provider: str | None = None) -> int:
     """Try again what is due, the longest waiting first; returns how many were settled.
 
-    Of one `provider` everything, due or not. A provider that does not answer is left alone for this round.
+    For who waits to connect at one `provider`: the last few of it, also those that failed and are not due.
+    A provider that does not answer is left alone for this round.
     """
-    query = select(Revocation.id, Revocation.provider).order_by(Revocation.next_attempt_at)
+    query = select(Revocation.id, Revocation.provider)
+    due = Revocation.next_attempt_at <= rt.clock()
     if provider is None:
-        query = query.where(Revocation.next_attempt_at <= rt.clock())
+        query = query.where(due).order_by(Revocation.next_attempt_at).limit(MOST_AT_ONCE)
     else:
-        query = query.where(Revocation.provider == provider)
+        query = query.where(Revocation.provider == provider, or_(due, Revocation.attempts > 0))
+        query = query.order_by(Revocation.id.desc()).limit(MOST_WHILE_SOMEBODY_WAITS)
     with rt.store.read() as db:
-        waiting = db.execute(query.limit(MOST_AT_ONCE)).all()
+        waiting = db.execute(query).all()
     settled, away = 0, set()
     for row in waiting:
         if row.provider not in away:

@@ -19,7 +19,7 @@ from periodiq import cron
 
 import lifelogger.broker
 import lifelogger.runtime
-from lifelogger import planner, sync, tokens
+from lifelogger import leaving, notices, planner, sync, tokens
 from lifelogger.connections import import_lines
 from lifelogger.errors import LockLost
 from lifelogger.runtime import Runtime, build
@@ -30,7 +30,14 @@ from lifelogger.sync import Run
 from tests.servers import RedisServer
 
 MODULES = ("actors", "actors.sync", "scheduler")
-NAMES = ("sync_user_data", "plan_again", "sync_active_users", "refresh_integration_tokens", "forget_old_runs")
+NAMES = (
+    "sync_user_data",
+    "plan_again",
+    "sync_active_users",
+    "refresh_integration_tokens",
+    "revoke_what_is_left",
+    "forget_old_runs",
+)
 
 
 @dataclass
@@ -71,7 +78,12 @@ def app(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Application]:
     """On SQLite: which database it is, is nothing to an actor."""
-    schedule = {"sync": "*/20 6-22 * * *", "refresh_tokens": "3 * * * 7", "tidy": "5 4 * * *"}
+    schedule = {
+        "sync": "*/20 6-22 * * *",
+        "refresh_tokens": "3 * * * 7",
+        "revoke": "*/7 * * * *",
+        "tidy": "5 4 * * *",
+    }
     rt = build(
         settings_env(
             database={"url": f"sqlite:///{tmp_path / 'test.db'}"}, redis={"url": redis_url}, schedule=schedule
@@ -137,6 +149,7 @@ def test_each_says_what_it_does(app: Application, name: str) -> None:
         ("sync_user_data", ("ann", "tick"), "sync:ann"),
         ("plan_again", (), "plan"),
         ("refresh_integration_tokens", (), "refresh_integration_tokens"),
+        ("revoke_what_is_left", (), "revoke_what_is_left"),
     ],
 )
 def test_the_lock_that_each_takes(app: Application, name: str, arguments: tuple[str, ...], key: str) -> None:
@@ -153,6 +166,7 @@ def test_the_timetable_is_that_of_the_settings(app: Application) -> None:
     assert timetable == {
         "sync_active_users": cron("*/20 6-22 * * *"),
         "refresh_integration_tokens": cron("3 * * * 7"),
+        "revoke_what_is_left": cron("*/7 * * * *"),
         "forget_old_runs": cron("5 4 * * *"),
     }
     assert cron("3 * * * 7") != cron("4 * * * 7")
@@ -231,6 +245,27 @@ def test_a_lost_lock_is_no_fault(
 
     assert len(app.calls) == 1
     assert [record for record in caplog.records if record.exc_info] == []
+
+
+def test_what_is_left_is_revoked_by_the_timetable(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    listen(app, monkeypatch, leaving, "revoke_waiting", 0)
+
+    with app.working("schedule"):
+        app.revoke_what_is_left.send()
+
+    assert app.calls == [(app.rt,)]
+
+
+def test_who_has_to_sign_in_again_is_told_of_at_once_and_by_the_timetable(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "run", lambda *arguments: [Run(1, 1, "any", outcome="needs_reauth")])
+    listen(app, monkeypatch, notices, "tell", 0)
+
+    app.sync_user_data("ann")
+    app.refresh_integration_tokens()
+
+    assert app.calls == [(app.rt,), (app.rt,)]
 
 
 @pytest.mark.parametrize(("learned", "planned"), [([False, True], 1), ([False], 0), ([], 0)])

@@ -182,6 +182,7 @@ def test_connecting_again_after_leaving_begins_anew(live: Runtime, sandbox: Cont
 def test_a_provider_that_is_down_is_told_later_and_no_data_is_kept_for_it(
     live: Runtime, sandbox: Control, provider: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG)
     (line,) = let_in(live, sandbox, provider, "alice")
     sync.run("alice", runtime=live)
     fault = sandbox.fault(PROVIDERS[provider][1], status=503)
@@ -199,6 +200,9 @@ def test_a_provider_that_is_down_is_told_later_and_no_data_is_kept_for_it(
         waits.append(row.next_attempt_at - live.clock())
         sandbox.step(waits[-1].total_seconds())
         assert leaving.revoke_waiting(live) == 0
+    ours = [each.getMessage() for each in caplog.records if not each.name.startswith("uvicorn")]
+    assert any("not revoked yet" in each for each in ours)
+    assert not any(line["access_token"] in each or line["refresh_token"] in each for each in ours)
     assert waits == sorted(waits)
     assert waits[0] < waits[2]
     assert not revoked(sandbox, line, provider)

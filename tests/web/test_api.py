@@ -161,5 +161,7 @@ def test_the_schema_is_there_for_who_is_logged_in(client: TestClient) -> None:
         "/api/users/{user_id}",
         "/api/users/{user_id}/records",
         "/api/users/{user_id}/sync",
+        "/api/users/{user_id}/connections/{provider}",
+        "/api/receipts/{number}",
         "/api/runs",
     }
