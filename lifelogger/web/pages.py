@@ -101,6 +101,12 @@ def sync(rt: Rt, health: Parts, user_id: str) -> Response:
     return RedirectResponse(f"/users/{segment(user_id)}?asked={asked}", 303)
 
 
+@router.get("/users/{user_id:user}/leave")
+def leave(rt: Rt, user_id: str) -> Response:
+    """What would be deleted, and the buttons that do it."""
+    return page("leave.html", **find(rt, user_id), titles=titles(rt))
+
+
 @router.post("/users/{user_id:user}/connections/{provider}/disconnect")
 def disconnect(rt: Rt, user_id: str, provider: str) -> Response:
     """End a connection, and go to the receipt."""

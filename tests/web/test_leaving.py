@@ -20,8 +20,10 @@ def ann(runtime: Runtime) -> None:
 
 
 def test_a_button_ends_a_connection_after_a_question(client: TestClient, runtime: Runtime, ann: None) -> None:
-    page = client.get("/users/ann").text
-    assert "Deletes 2 records for good, and revokes the authorisation at Strava." in text(page)
+    assert 'href="/users/ann/leave"' in client.get("/users/ann").text
+    page = client.get("/users/ann/leave").text
+    assert "Disconnect Strava Deletes 2 records for good, and revokes the authorisation there." in text(page)
+    assert "http-equiv" not in page
 
     reply = client.post("/users/ann/connections/strava/disconnect")
 
@@ -35,7 +37,7 @@ def test_a_button_ends_a_connection_after_a_question(client: TestClient, runtime
 
 
 def test_a_button_erases_a_user_after_a_question(client: TestClient, runtime: Runtime, ann: None) -> None:
-    assert "I am sure" in client.get("/users/ann").text
+    assert "Deletes everything of 1 connection for good" in text(client.get("/users/ann/leave").text)
 
     reply = client.post("/users/ann/erase")
 
