@@ -10,7 +10,7 @@ import dramatiq
 from periodiq import cron
 
 from actors.sync import send_tick
-from lifelogger import notify, planner, ticks
+from lifelogger import leaving, notices, notify, planner, ticks
 from lifelogger.broker import TIME_LIMIT_MS, broker
 from lifelogger.runtime import runtime
 from lifelogger.settings import get_settings
@@ -37,8 +37,22 @@ def sync_active_users() -> None:
     time_limit=TIME_LIMIT_MS,
 )
 def refresh_integration_tokens() -> None:
-    """Refresh the access tokens that expire soon, at every provider."""
+    """Refresh the access tokens that expire soon, at every provider, and tell whose grant has ended."""
     Tokens(runtime()).refresh_expiring()
+    notices.tell(runtime())
+
+
+@dramatiq.actor(
+    broker=broker,
+    queue_name="schedule",
+    periodic=cron(schedule.revoke),
+    mutex=lambda: "revoke_what_is_left",
+    max_retries=0,
+    time_limit=TIME_LIMIT_MS,
+)
+def revoke_what_is_left() -> None:
+    """End the grants of those who left while their provider did not answer."""
+    leaving.revoke_waiting(runtime())
 
 
 @dramatiq.actor(broker=broker, queue_name="schedule", periodic=cron(schedule.tidy), max_retries=0)

@@ -3,10 +3,11 @@
 import dramatiq
 
 from actors.notify import deliver_changes
-from lifelogger import planner, sync
+from lifelogger import notices, planner, sync
 from lifelogger.broker import TIME_LIMIT_MS, broker
 from lifelogger.errors import LockLost
 from lifelogger.mutex import Locked
+from lifelogger.runtime import runtime
 from lifelogger.settings import get_settings
 
 
@@ -31,6 +32,8 @@ def sync_user_data(user_id: str, trigger: str = "asked") -> None:
         plan_again.send()
     if get_settings().notify.urls and any(run.counts.changed for run in runs):
         deliver_changes.send()
+    if any(run.outcome == "needs_reauth" for run in runs):
+        notices.tell(runtime())
 
 
 @dramatiq.actor(broker=broker, queue_name="schedule", mutex=lambda: "plan", max_retries=0)

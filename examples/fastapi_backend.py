@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
 
 from lifelogger import client
+from lifelogger.web import connect
 
 app = FastAPI(title="Runs of the week")
 
@@ -24,6 +25,17 @@ def person(user_id: str, login: Annotated[HTTPAuthorizationCredentials, Depends(
 
 
 Person = Annotated[str, Depends(person)]
+
+
+def signed_in(login: Annotated[HTTPBasicCredentials, Depends(HTTPBasic())]) -> str:
+    """Who uses this browser. Put your own session here; this asks for a name, and the same secret."""
+    if not hmac.compare_digest(login.password.encode(), os.environ["BACKEND_TOKEN"].encode()):
+        raise HTTPException(401, "Who are you?", {"WWW-Authenticate": "Basic"})
+    return login.username
+
+
+# Connecting an account, in one line: a link to /accounts/PROVIDER sends whoever is signed in to the provider.
+app.include_router(connect.router(user=signed_in), prefix="/accounts")
 
 
 @app.get("/users/{user_id}/runs-of-the-week")

@@ -27,6 +27,7 @@ SCOPES = {
     "read:records": "Read records, their changes and how fresh they are.",
     "read:status": "Read who is connected, the state of their connections and the journal.",
     "sync": "Ask for syncs.",
+    "erase": "Disconnect and erase, and read the receipts.",
 }
 PREFIX = "llk_"
 """How a key begins, so that people and scanners for secrets know one when they see it."""

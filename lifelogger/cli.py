@@ -278,6 +278,69 @@ def user_list(
     _print_table(table, "No users yet: `lifelogger connect USER PROVIDER` adds one.")
 
 
+@user_app.command("remove")
+def user_remove(
+    user_id: UserId,
+    yes: Annotated[bool, typer.Option("--yes", help="Really: without it nothing is deleted.")] = False,
+) -> None:
+    """Erase a user with all their data.
+
+    Their authorisations are revoked at the providers. Prints a receipt, which names nobody.
+    """
+    from lifelogger import leaving
+
+    rt = _runtime()
+    user = _known(rt, user_id)
+    if not yes:
+        held = sum(each["records"] for each in user["connections"])
+        raise LifeloggerError(
+            f"Nothing was deleted yet of {count(len(user['connections']), 'connection')} and "
+            f"{count(held, 'record')}. `lifelogger export {_quoted(user_id)} -o FILE` keeps a copy; "
+            f"`lifelogger user remove {_quoted(user_id)} --yes` deletes them for good"
+        )
+    _print_receipt(leaving.erase(rt, user_id))
+
+
+@app.command()
+def disconnect(
+    user_id: UserId,
+    provider: Annotated[str, typer.Argument(help="As `lifelogger status USER` names it.")],
+) -> None:
+    """Disconnect a user's account at a provider.
+
+    All that came from there is deleted, and the authorisation is revoked. Prints a receipt that names nobody.
+    """
+    from lifelogger import leaving
+
+    rt = _runtime()
+    _known(rt, user_id)
+    _print_receipt(leaving.disconnect(rt, user_id, provider))
+
+
+@app.command()
+def receipt(
+    number: Annotated[str, typer.Argument(metavar="NUMBER", help="As it was printed.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show the receipt of somebody who left."""
+    from lifelogger import leaving
+
+    found = leaving.receipt(_runtime(), number)
+    if found is None:
+        raise LifeloggerError(f"There is no receipt {number!r}")
+    if as_json:
+        _print_json(found)
+    else:
+        _print_receipt(found)
+
+
+def _print_receipt(said: dict[str, Any]) -> None:
+    _say(f"Receipt {said['receipt']}: {said['kind']} at {said['at']:%Y-%m-%d %H:%M} UTC.")
+    for each in said["connections"]:
+        records = count(each["deleted"].get("records", 0), "record")
+        _say(f"{each['provider']}: {records} deleted. {each['sentence']}")
+
+
 @app.command()
 def connect(
     user_id: NewUserId,
@@ -302,10 +365,10 @@ def connect(
         if open_browser and sys.stdin.isatty():
             webbrowser.open(address)
 
-    new, missing = connect_account(rt, user_id, provider, show, port=port, seconds=timeout)
-    out.print(f"{'Connected' if new else 'Connected again, keeping the data:'} {escape(user_id)}.")
-    if missing:
-        out.print(f"Not granted: {', '.join(missing)}. What needs it is not synced.", style="yellow")
+    done = connect_account(rt, user_id, provider, show, port=port, seconds=timeout)
+    out.print(f"{'Connected' if done.new else 'Connected again, keeping the data:'} {escape(user_id)}.")
+    if done.missing:
+        out.print(f"Not granted: {', '.join(done.missing)}. What needs it is not synced.", style="yellow")
     request_sync(user_id, runtime=rt)
 
 
@@ -523,6 +586,8 @@ def _user_status(rt: Runtime, user_id: str, as_json: bool) -> None:
     for each in user["connections"]:
         last = standing.moment(each["last_sync_at"], rt.clock()) if each["last_sync_at"] else "never"
         out.print(f"[bold]{escape(each['provider'])}[/]: {escape(each['sentence'])}")
+        if each["status"] == "needs_reauth":
+            _say(f"  `lifelogger connect {_quoted(user_id)} {each['provider']}` mends it; the data stays.")
         out.print(
             f"  {count(each['records'], 'record')}, {each['quarantined']} quarantined; last sync {last}."
         )
@@ -591,7 +656,7 @@ def keys_rotate() -> None:
 def api_key_add(
     name: Annotated[str, typer.Argument(help="What it is for: it is listed and removed by this name.")],
     scope: Annotated[
-        list[str] | None, typer.Option(help="read:records, read:status or sync; once for each.")
+        list[str] | None, typer.Option(help="read:records, read:status, sync or erase; once for each.")
     ] = None,
     user_id: Annotated[str | None, typer.Option("--user", help="The only user it may ask about.")] = None,
 ) -> None:

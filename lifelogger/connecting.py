@@ -1,7 +1,9 @@
-"""Connecting an account from the command line: the OAuth code grant (RFC 6749, 4.1) over a loopback address.
+"""Connecting an account: the OAuth code grant (RFC 6749, 4.1), and how the command line waits for it.
 
-The person opens the provider's page, agrees, and the browser comes back to a small server that waits on this
-machine alone (RFC 8252, 7.3) and answers one callback.
+    set_out ─▶ the provider's page, where the person agrees ─▶ come_back
+
+What lies between is the caller's: a web application keeps the `Attempt` (`lifelogger.web.connect`), the
+command line waits with a small server on this machine alone (RFC 8252, 7.3) that answers one callback.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ import hashlib
 import hmac
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import SecretStr, ValidationError
@@ -22,7 +25,8 @@ from pydantic import SecretStr, ValidationError
 from lifelogger.connections import Line, save
 from lifelogger.errors import LifeloggerError, Refused, SignInAgain
 from lifelogger.http import Http, call_token_endpoint
-from lifelogger.providers.base import Grant, split_scopes
+from lifelogger.leaving import revoke_waiting
+from lifelogger.providers.base import Grant, shown, split_scopes
 from lifelogger.runtime import Runtime
 
 HOST = "127.0.0.1"
@@ -88,48 +92,75 @@ class Callback:
         return self.query
 
 
-def connect(
-    rt: Runtime,
-    user_id: str,
-    provider_name: str,
-    show: Callable[[str], None],
-    *,
-    port: int = 0,
-    seconds: float = 300,
-) -> tuple[bool, list[str]]:
-    """Connect a user's account: `show` gets the address to open; returns when the callback has come.
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Somebody on their way to a provider's page, and what they have to come back with."""
 
-    Returns whether the connection is new, and the scopes that were asked for but not granted. Raises
-    `LifeloggerError` with a sentence when the person or the provider refuses, or the account is
-    somebody else's.
+    user_id: str
+    provider: str
+    redirect_uri: str
+    state: str = field(repr=False)
+    verifier: str | None = field(repr=False)
+    """The secret of the proof key (RFC 7636), where the provider takes one."""
+
+
+class Connected(NamedTuple):
+    """What came of an attempt."""
+
+    new: bool
+    """False: connected again; the tokens are new, the data and the cursors stayed."""
+    missing: list[str]
+    """Scopes that were asked for and not granted."""
+
+
+def set_out(
+    rt: Runtime, user_id: str, provider_name: str, redirect_uri: str, state: str | None = None
+) -> tuple[Attempt, str]:
+    """Begin to connect a user's account; returns the attempt, and the address to open.
+
+    Raises `LifeloggerError` when nobody can connect there.
     """
     provider = rt.enabled().get(provider_name)
     if provider is None:
         raise LifeloggerError(
-            f"No provider {provider_name!r} is enabled: {', '.join(rt.enabled()) or 'none at all'}"
+            f"No provider {shown(provider_name)} is enabled: {', '.join(rt.enabled()) or 'none at all'}"
         )
     settings = rt.settings.providers[provider_name]
     if not settings.client_id:
         raise LifeloggerError(
             f"providers.{provider_name}.client_id is not set: {provider.title} has no application"
         )
-    state = secrets.token_urlsafe(32)
+    # A grant of theirs that is still to be revoked would take the new one with it, afterwards.
+    revoke_waiting(rt, provider_name)
     verifier = secrets.token_urlsafe(48) if provider.pkce else None
-    with Callback(state, port) as callback:
-        address, challenge = callback.address, verifier and challenge_of(verifier)
-        show(provider.authorize_address(settings, redirect_uri=address, state=state, challenge=challenge))
-        query = callback.wait(seconds)
-        if "error" in query or "code" not in query:
-            why = query.get("error", "no code came back")
-            why = "the person did not agree" if why == "access_denied" else f"{why:.100}"
-            raise Refused(f"{provider.title} was not connected: {why}")
-        grant = _redeem(rt, provider_name, query["code"], callback.address, verifier)
-    account = grant.provider_user_id or _account(rt, provider_name, grant.access_token)
+    attempt = Attempt(user_id, provider_name, redirect_uri, state or secrets.token_urlsafe(32), verifier)
+    address = provider.authorize_address(
+        settings,
+        redirect_uri=redirect_uri,
+        state=attempt.state,
+        challenge=challenge_of(verifier) if verifier else None,
+    )
+    return attempt, address
+
+
+def come_back(rt: Runtime, attempt: Attempt, query: Mapping[str, str]) -> Connected:
+    """Store the connection that the query of a callback brings; its `state` was checked.
+
+    Raises `LifeloggerError` with a sentence when the person or the provider refuses, or the account is
+    somebody else's.
+    """
+    provider = rt.providers[attempt.provider]
+    if "error" in query or "code" not in query:
+        why = query.get("error", "no code came back")
+        why = "the person did not agree" if why == "access_denied" else f"{why:.100}"
+        raise Refused(f"{provider.title} was not connected: {why}")
+    grant = _redeem(rt, attempt, query["code"])
+    account = grant.provider_user_id or _account(rt, attempt.provider, grant.access_token)
     scopes = grant.scopes or split_scopes(query.get("scope")) or provider.scopes
     try:
         line = Line(
-            user_id=user_id,
-            provider=provider_name,
+            user_id=attempt.user_id,
+            provider=attempt.provider,
             access_token=SecretStr(grant.access_token),
             refresh_token=SecretStr(grant.refresh_token) if grant.refresh_token else None,
             expires_at=grant.expires_at,
@@ -141,7 +172,28 @@ def connect(
         raise Refused(f"{provider.title} sent what cannot be stored: {fields}") from None
     with rt.store.write() as db:
         new = save(rt, db, line)
-    return new, [scope for scope in provider.scopes if scope not in scopes]
+    return Connected(new, [scope for scope in provider.scopes if scope not in scopes])
+
+
+def connect(
+    rt: Runtime,
+    user_id: str,
+    provider_name: str,
+    show: Callable[[str], None],
+    *,
+    port: int = 0,
+    seconds: float = 300,
+) -> Connected:
+    """Connect from the command line: `show` gets the address to open; returns when the callback has come.
+
+    Raises as `set_out` and `come_back`, and when nobody comes back in time.
+    """
+    state = secrets.token_urlsafe(32)
+    with Callback(state, port) as callback:
+        attempt, address = set_out(rt, user_id, provider_name, callback.address, state)
+        show(address)
+        query = callback.wait(seconds)
+    return come_back(rt, attempt, query)
 
 
 def challenge_of(verifier: str) -> str:
@@ -159,9 +211,9 @@ def _account(rt: Runtime, name: str, token: str) -> str | None:
     return provider.account(Http(provider, settings, rt.settings.http, rt.budget, 0, token, renew, rt.clock))
 
 
-def _redeem(rt: Runtime, name: str, code: str, redirect_uri: str, verifier: str | None) -> Grant:
-    provider, settings = rt.providers[name], rt.settings.providers[name]
-    proof = {} if verifier is None else {"code_verifier": verifier}
+def _redeem(rt: Runtime, attempt: Attempt, code: str) -> Grant:
+    provider, settings = rt.providers[attempt.provider], rt.settings.providers[attempt.provider]
+    proof = {} if attempt.verifier is None else {"code_verifier": attempt.verifier}
     reply = call_token_endpoint(
         provider,
         settings,
@@ -169,7 +221,12 @@ def _redeem(rt: Runtime, name: str, code: str, redirect_uri: str, verifier: str 
         rt.budget,
         rt.clock,
         provider.pools(settings, 0, token=True),
-        {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri, **proof},
+        {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": attempt.redirect_uri,
+            **proof,
+        },
     )
     if reply.status >= 300:
         raise Refused(

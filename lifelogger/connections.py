@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -185,6 +186,7 @@ def sealed(rt: Runtime, line: Line) -> dict[str, Any]:
     return {
         "status": "active",
         "status_reason": None,
+        "told_at": None,
         "scopes": line.scopes or list(rt.providers[line.provider].scopes),
         "access_token": rt.vault.encrypt(line.access_token.get_secret_value()),
         "refresh_token": rt.vault.encrypt(line.refresh_token.get_secret_value())
@@ -227,7 +229,9 @@ def save(rt: Runtime, db: Database, line: Line, grant: dict[str, Any] | None = N
             user_id=line.user_id,
             provider=line.provider,
             provider_user_id=line.provider_user_id,
-            fence=0,
+            # Not from 0: SQLite gives a number that is free again to the next connection, and a sync of the
+            # one that is gone must not take it for its own.
+            fence=secrets.randbits(40),
             created_at=grant["updated_at"],
             **grant,
         )

@@ -12,7 +12,7 @@ import redis
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from lifelogger import status
+from lifelogger import notices, status
 from lifelogger.broker import WORKER_NAME
 from lifelogger.errors import SettingsError
 from lifelogger.runtime import Runtime
@@ -159,5 +159,9 @@ def work(rt: Runtime) -> Iterator[Finding]:
         yield Finding("work", None, f"No tick has fired {when}: `make periodiq`.")
     else:
         yield Finding("work", True, f"The last tick fired at {status.moment(last, now)}.")
+    try:
+        notices.hook(rt)
+    except SettingsError as wrong:
+        yield Finding("work", False, f"{wrong}. The host is not told who has to sign in again.")
     if again:
         yield Finding("work", None, f"{again} connections wait for their people to sign in again.")

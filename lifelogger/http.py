@@ -15,7 +15,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from http.cookiejar import DefaultCookiePolicy
@@ -27,7 +27,7 @@ import urllib3
 
 from lifelogger.budget import Budget, Ticket
 from lifelogger.errors import AccountRefused, BudgetSpent, LifeloggerError, Refused, Unavailable
-from lifelogger.providers.base import Json, Pool, Provider, http_date
+from lifelogger.providers.base import Json, Pool, Provider, RevokeRequest, http_date
 from lifelogger.settings import Http as HttpLimits
 from lifelogger.settings import ProviderSettings
 
@@ -169,6 +169,49 @@ def call_token_endpoint(
     if reply.status == 429 or reply.status >= 500 or (reply.status < 300 and reply.broken):
         accepted(provider.title, "the token endpoint", reply)
     return reply
+
+
+def call_revoke_endpoint(
+    provider: Provider,
+    settings: ProviderSettings,
+    limits: HttpLimits,
+    budget: Budget,
+    clock: Callable[[], datetime],
+    request: RevokeRequest,
+) -> Reply:
+    """POST what ends a grant (RFC 7009). Returns and raises as `call_token_endpoint`."""
+    auth = None
+    if request.authenticated:
+        auth = requests.auth.HTTPBasicAuth(settings.client_id, settings.client_secret.get_secret_value())
+    ticket = budget.take(provider.pools(settings, 0, token=True))
+    with untold():
+        reply = exchange(
+            provider, budget, ticket, limits, clock, "POST", settings.revoke_url,
+            data=request.form, params=request.query, auth=auth,
+        )  # fmt: skip
+    if reply.status == 429 or reply.status >= 500:
+        accepted(provider.title, "the revocation endpoint", reply)
+    return reply
+
+
+@contextlib.contextmanager
+def untold() -> Iterator[None]:
+    """Nothing of this thread's requests is logged: urllib3 tells every address, and one may be a token."""
+    _of_thread.untold = True
+    try:
+        yield
+    finally:
+        _of_thread.untold = False
+
+
+class Untold(logging.Filter):
+    """Keeps what happens in `untold` out of a logger."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not getattr(_of_thread, "untold", False)
+
+
+logging.getLogger("urllib3.connectionpool").addFilter(Untold())
 
 
 def exchange(

@@ -218,6 +218,7 @@ class Schedule(Section):
 
     sync: Cron = "*/15 * * * *"
     refresh_tokens: Cron = "*/5 * * * *"
+    revoke: Cron = "*/5 * * * *"
     tidy: Cron = "17 * * * *"
     notify: Cron = "* * * * *"
     reserve: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -258,6 +259,13 @@ class Web(Section):
     host: Host = "127.0.0.1"
     port: Port = 8000
     names: Strings = ()
+    public_url: WebUrl = ""
+
+
+class Hooks(Section):
+    """Callables of the host application, as `module:function`."""
+
+    sign_in_again: Annotated[str, Field(pattern=r"^([A-Za-z_][\w.]*:[A-Za-z_][\w.]*)?$")] = ""
 
 
 class Notify(Section):
@@ -330,6 +338,7 @@ class Settings(Section):
     worker: Worker = Worker()
     web: Web = Web()
     notify: Notify = Notify()
+    hooks: Hooks = Hooks()
     sandbox: Sandbox = Sandbox()
     providers: dict[str, ProviderSettings] = {}
 

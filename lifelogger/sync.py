@@ -161,6 +161,7 @@ class ConnectionSync:
         self.http: Http | None = None
         self.sweeps: list[Sweep] = []
         self.off: list[str] = []
+        self.not_granted: set[str] = set()
         self.until: datetime | None = None
         """When it is tried again, of a sync that did not end well."""
         self.ended = False
@@ -302,6 +303,7 @@ class ConnectionSync:
             state = states.get(stream.name)
             missing = bool(stream.scopes) and granted.isdisjoint(stream.scopes)
             reason = f"not granted: {' or '.join(stream.scopes)}" if missing else None
+            self.not_granted |= {stream.name} if missing else set()
             if not missing and state and state.off_until and state.off_until > now:
                 reason = state.off_reason
             if state is None or state.off_reason != reason:
@@ -356,7 +358,9 @@ class ConnectionSync:
         if self.off and not run.message:
             run.message = "Not read: " + "; ".join(self.off)
         wanted = [stream for stream in self.provider.streams if stream.wanted(self.settings)]
-        if run.outcome == "ok" and len(self.off) == len(wanted):
+        if run.outcome == "ok" and len(self.not_granted) == len(wanted):
+            run.outcome = "needs_reauth"  # only the person can grant it
+        elif run.outcome == "ok" and len(self.off) == len(wanted):
             run.outcome, until = "deferred", now + REFUSED_FOR  # nothing of it could be read
         interval = timedelta(seconds=self.rt.settings.sync.interval_seconds)
         with self.rt.store.write() as db:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import chain, zip_longest
@@ -33,7 +34,7 @@ from lifelogger.http import call_token_endpoint
 from lifelogger.mutex import Locked
 from lifelogger.providers.base import Grant, instant
 from lifelogger.runtime import Runtime
-from lifelogger.store.models import Connection
+from lifelogger.store.models import Connection, Revocation
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Tokens:
                 self._give_back(row)
                 return current
             found = self._from_escrow(row)
-            grant = found or self._ask(row, ahead)
+            grant = found or self.ask(row, ahead)
         except SignInAgain as end:
             self._end(row, str(end))
             raise
@@ -169,7 +170,7 @@ class Tokens:
                 .values(refreshing_until=None)
             )
 
-    def _ask(self, row: Held, ahead: bool) -> Grant:
+    def ask(self, row: Held, ahead: bool = False) -> Grant:
         """Spend the refresh token. Raises `SignInAgain` when the provider says that it is dead."""
         runtime = self.runtime
         provider = runtime.providers[row.provider]
@@ -286,6 +287,10 @@ class Tokens:
             sealed: Any = self.runtime.redis.get(self._escrow_key(row.id))
         except RedisError:
             return None
+        return self._unsealed(row, sealed)
+
+    def _unsealed(self, row: Held, sealed: Any) -> Grant | None:
+        """The pair of an escrow if it replaces what the row has."""
         if sealed is None:
             return None
         vault = self.runtime.vault
@@ -298,6 +303,26 @@ class Tokens:
         log.info("connection %s: tokens of an interrupted refresh found", row.id)
         scopes = tuple(pair["scopes"]) if pair["scopes"] else None
         return Grant(pair["access_token"], pair["refresh_token"], instant(pair["expires_at"]), scopes)
+
+    def end_escrow(self, row: Held, keep: Callable[[Grant], None]) -> None:
+        """`keep` a pair that waits in Redis for a connection that is gone, and forget it there.
+
+        Raises `Unavailable` when Redis is away: a pair may be there.
+        """
+        key = self._escrow_key(row.id)
+        try:
+            found = self._unsealed(row, self.runtime.redis.get(key))
+            if found is not None:
+                keep(found)
+            if found is not None or not self._taken_again(row.id):
+                self.runtime.redis.delete(key)
+        except RedisError:
+            raise Unavailable("Redis does not answer, where refreshed tokens may wait") from None
+
+    def _taken_again(self, connection_id: int) -> bool:
+        """Whether a connection has this number: SQLite gives that of its newest row again when it is gone."""
+        with self.runtime.store.read() as db:
+            return db.scalar(select(Connection.id).where(Connection.id == connection_id)) is not None
 
     # The periodic part.
 
@@ -379,7 +404,7 @@ def rotate_keys(runtime: Runtime) -> int:
     """Encrypt every stored token with the first key again; return how many connections there were.
 
     A connection whose tokens are being refreshed is left to that refresh, which uses the first key. A pair
-    that waits in Redis is encrypted again, too.
+    that waits in Redis is encrypted again, too, and so is what is still to be revoked.
     """
     done, last = 0, 0
     tokens = Tokens(runtime)
@@ -407,5 +432,17 @@ def rotate_keys(runtime: Runtime) -> int:
         for row in rows:
             tokens.rotate_escrow(row.id)
         if not rows:
-            return done
+            break
         done, last = done + len(rows), rows[-1].id
+    with runtime.store.write() as db:
+        tokens_of = select(Revocation.id, Revocation.access_token, Revocation.refresh_token)
+        for row in db.execute(tokens_of.with_for_update()).all():
+            db.execute(
+                update(Revocation)
+                .where(Revocation.id == row.id)
+                .values(
+                    access_token=runtime.vault.rotate(row.access_token),
+                    refresh_token=runtime.vault.rotate(row.refresh_token) if row.refresh_token else None,
+                )
+            )
+    return done

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hypothesis
 import pytest
 
 from lifelogger.budget import Budget
@@ -34,6 +35,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep away from the developer's own settings and `var/`, even while modules are imported."""
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
         del os.environ[name]
+    hypothesis.settings.register_profile(
+        "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("busy machine")
     config.stash[_folder] = folder = Path(tempfile.mkdtemp(prefix="lifelogger-tests-"))
     (folder / "settings.toml").touch()
     os.environ["LIFELOGGER_SETTINGS"] = str(folder / "settings.toml")

@@ -19,7 +19,7 @@ from periodiq import cron
 
 import lifelogger.broker
 import lifelogger.runtime
-from lifelogger import notify, planner, sync, tokens
+from lifelogger import leaving, notices, notify, planner, sync, tokens
 from lifelogger.connections import import_lines
 from lifelogger.errors import LockLost
 from lifelogger.runtime import Runtime, build
@@ -36,6 +36,7 @@ NAMES = (
     "plan_again",
     "sync_active_users",
     "refresh_integration_tokens",
+    "revoke_what_is_left",
     "forget_old_runs",
     "deliver_changes",
     "deliver_waiting_changes",
@@ -83,6 +84,7 @@ def app(
     schedule = {
         "sync": "*/20 6-22 * * *",
         "refresh_tokens": "3 * * * 7",
+        "revoke": "*/7 * * * *",
         "tidy": "5 4 * * *",
         "notify": "7 * * * *",
     }
@@ -153,6 +155,7 @@ def test_each_says_what_it_does(app: Application, name: str) -> None:
         ("refresh_integration_tokens", (), "refresh_integration_tokens"),
         ("deliver_changes", (), "notify"),
         ("deliver_waiting_changes", (), "notify"),
+        ("revoke_what_is_left", (), "revoke_what_is_left"),
     ],
 )
 def test_the_lock_that_each_takes(app: Application, name: str, arguments: tuple[str, ...], key: str) -> None:
@@ -169,6 +172,7 @@ def test_the_timetable_is_that_of_the_settings(app: Application) -> None:
     assert timetable == {
         "sync_active_users": cron("*/20 6-22 * * *"),
         "refresh_integration_tokens": cron("3 * * * 7"),
+        "revoke_what_is_left": cron("*/7 * * * *"),
         "forget_old_runs": cron("5 4 * * *"),
         "deliver_waiting_changes": cron("7 * * * *"),
     }
@@ -248,6 +252,27 @@ def test_a_lost_lock_is_no_fault(
 
     assert len(app.calls) == 1
     assert [record for record in caplog.records if record.exc_info] == []
+
+
+def test_what_is_left_is_revoked_by_the_timetable(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    listen(app, monkeypatch, leaving, "revoke_waiting", 0)
+
+    with app.working("schedule"):
+        app.revoke_what_is_left.send()
+
+    assert app.calls == [(app.rt,)]
+
+
+def test_who_has_to_sign_in_again_is_told_of_at_once_and_by_the_timetable(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "run", lambda *arguments: [Run(1, 1, "any", outcome="needs_reauth")])
+    listen(app, monkeypatch, notices, "tell", 0)
+
+    app.sync_user_data("ann")
+    app.refresh_integration_tokens()
+
+    assert app.calls == [(app.rt,), (app.rt,)]
 
 
 @pytest.mark.parametrize(("learned", "planned"), [([False, True], 1), ([False], 0), ([], 0)])

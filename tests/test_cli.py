@@ -25,6 +25,7 @@ from tests.live import (
     change,
     connect,
     connection,
+    stored,
     tuned,
 )
 from tests.processes import ROOT
@@ -41,6 +42,9 @@ COMMANDS = [
     ["doctor"],
     ["user", "add"],
     ["user", "list"],
+    ["user", "remove"],
+    ["disconnect"],
+    ["receipt"],
     ["connect"],
     ["connections", "import"],
     ["export"],
@@ -620,3 +624,42 @@ def test_an_assistant_needs_a_key_for_one_user(
 
     assert (said.status, said.out) == (1, "")
     assert "`lifelogger api-key add assistant --user USER`" in said.err
+
+
+# Leaving -----------------------------------------------------------------------------------------------
+
+
+def test_nobody_is_removed_without_yes(with_people: Callable[..., Said], live: Runtime) -> None:
+    held = len(stored(live, "alice"))
+
+    said = with_people("user", "remove", "alice")
+
+    assert said.status == 1
+    assert f"Nothing was deleted yet of 1 connection and {held} records." in said.err
+    assert "`lifelogger user remove alice --yes`" in said.err
+    assert len(stored(live, "alice")) == held
+
+
+def test_a_user_is_removed_and_gets_a_receipt(with_people: Callable[..., Said], live: Runtime) -> None:
+    held = len(stored(live, "alice"))
+
+    said = with_people("user", "remove", "alice", "--yes")
+
+    number = said.out.split()[1].rstrip(":")
+    assert said.status == 0
+    assert f"strava: {held} records deleted. Its authorisation was revoked at the provider." in said.out
+    assert "alice" not in said.out
+    assert with_people("receipt", number).out == said.out
+    assert with_people("receipt", number, "--json").json()["kind"] == "erased"
+    assert "There is no user 'alice'" in with_people("user", "remove", "alice", "--yes").err
+    assert "There is no receipt 'x'" in with_people("receipt", "x").err
+
+
+def test_a_connection_is_ended(with_people: Callable[..., Said], live: Runtime) -> None:
+    said = with_people("disconnect", "alice", "strava")
+
+    assert said.status == 0
+    assert "disconnected" in said.out
+    assert stored(live, "alice") == {}
+    again = with_people("disconnect", "alice", "strava")
+    assert (again.status, "alice is not connected to 'strava'" in again.err) == (1, True)

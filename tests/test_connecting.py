@@ -15,7 +15,7 @@ from dramatiq.brokers.stub import StubBroker
 
 import lifelogger.broker
 from lifelogger import cli, sync
-from lifelogger.connecting import HOST, Callback, connect
+from lifelogger.connecting import HOST, Callback, Connected, connect
 from lifelogger.connections import AccountTaken, add_user
 from lifelogger.errors import LifeloggerError, Refused
 from lifelogger.runtime import Runtime
@@ -38,7 +38,7 @@ class Attempt:
 
     def __init__(self, live: Runtime, user_id: str = "zoe", provider: str = "strava") -> None:
         shown: Queue[str] = Queue()
-        self.result: Future[tuple[bool, list[str]]] = in_background(
+        self.result: Future[Connected] = in_background(
             connect, live, user_id, provider, shown.put, seconds=SECONDS
         )
         self.address = shown.get(timeout=SECONDS)
@@ -58,7 +58,7 @@ def test_a_person_agrees(live: Runtime, sandbox: Control) -> None:
 
     page = attempt.browse("person=alice")
 
-    assert attempt.result.result(SECONDS) == (True, [])
+    assert attempt.result.result(SECONDS) == Connected(True, [])
     assert "You can close this page" in page.text
     row = connection(live, "zoe")
     assert row.provider_user_id == sandbox.connect("alice")[0]["provider_user_id"]
@@ -76,7 +76,7 @@ def test_connecting_again_keeps_the_data(live: Runtime, sandbox: Control) -> Non
     attempt = Attempt(live, "alice")
     attempt.browse("person=alice")
 
-    assert attempt.result.result(SECONDS) == (False, [])
+    assert attempt.result.result(SECONDS) == Connected(False, [])
     assert connection(live, "alice").status == "active"
     assert stored(live, "alice") == before
 
@@ -98,7 +98,7 @@ def test_a_person_grants_a_part(live: Runtime) -> None:
 
     attempt.browse("person=alice&grant=read")
 
-    assert attempt.result.result(SECONDS) == (True, ["activity:read_all"])
+    assert attempt.result.result(SECONDS) == Connected(True, ["activity:read_all"])
     assert connection(live, "zoe").scopes == ["read"]
 
 
@@ -112,7 +112,7 @@ def test_an_answer_with_a_wrong_state_is_not_the_answer(live: Runtime) -> None:
     assert not attempt.result.done()
     attempt.browse("person=alice")
 
-    assert attempt.result.result(SECONDS)[0]
+    assert attempt.result.result(SECONDS).new
 
 
 @ONCE
@@ -153,7 +153,7 @@ def test_nobody_comes_back(live: Runtime) -> None:
 
 @ONCE
 def test_a_provider_that_is_not_there(live: Runtime) -> None:
-    with pytest.raises(LifeloggerError, match="No provider 'garmin' is enabled: fitbit, oura, strava"):
+    with pytest.raises(LifeloggerError, match='No provider "garmin" is enabled: fitbit, oura, strava'):
         connect(live, "zoe", "garmin", pytest.fail)
 
 

@@ -344,6 +344,7 @@ SURFACE = {
         "Pool",
         "Provider",
         "Record",
+        "RevokeRequest",
         "Stream",
         "Usage",
         "Window",
@@ -351,6 +352,7 @@ SURFACE = {
         "count",
         "date_there",
         "instant",
+        "http_date",
         "joules",
         "lasted",
         "lived",
@@ -426,7 +428,7 @@ def test_the_settings_are_these() -> None:
         "database": ["url"],
         "redis": ["url", "prefix"],
         "security": ["encryption_keys", "login_token"],
-        "schedule": ["sync", "refresh_tokens", "tidy", "notify", "reserve"],
+        "schedule": ["sync", "refresh_tokens", "revoke", "tidy", "notify", "reserve"],
         "sync": [
             "interval_seconds",
             "lookback_days",
@@ -439,7 +441,8 @@ def test_the_settings_are_these() -> None:
         ],
         "http": ["connect_timeout_seconds", "read_timeout_seconds", "total_timeout_seconds", "max_bytes"],
         "worker": ["processes", "threads"],
-        "web": ["host", "port", "names"],
+        "web": ["host", "port", "names", "public_url"],
+        "hooks": ["sign_in_again"],
         "notify": ["urls", "secrets"],
         "sandbox": ["host", "port", "people", "seed"],
     }
@@ -484,4 +487,5 @@ def test_the_actors_and_their_queues_are_these() -> None:
         "forget_old_runs": "schedule",
         "deliver_changes": "notify",
         "deliver_waiting_changes": "notify",
+        "revoke_what_is_left": "schedule",
     }

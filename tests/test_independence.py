@@ -256,6 +256,7 @@ def test_a_lock_lost_between_two_rounds_is_no_new_round(
 ) -> None:
     """Promise 1: there is news, but whoever has the user now is not to be taken over from."""
     connect(short, sandbox, "alice")
+    before = connections(short)["strava"].fence
     finish = sync.ConnectionSync._finish
 
     def last(self: sync.ConnectionSync, until: Any) -> None:
@@ -269,7 +270,7 @@ def test_a_lock_lost_between_two_rounds_is_no_new_round(
 
     with pytest.raises(LockLost):
         sync.run("alice", runtime=short)
-    assert connections(short)["strava"].fence == 1
+    assert connections(short)["strava"].fence == before + 1
 
 
 # Nobody waits for another's history -------------------------------------------------------------------
@@ -489,7 +490,7 @@ def test_a_cloud_whose_tokens_do_not_come_keeps_no_others_waiting(
                 .where(Connection.provider == provider)
                 .values(token_expires_at=NOON + timedelta(minutes=15 if provider == one else 20))
             )
-    ask = Tokens._ask
+    ask = Tokens.ask
     assert {provider for _, _, provider in Tokens(short).expiring(NOON + timedelta(hours=1))[:3]} == set(
         PROVIDERS
     )
@@ -498,7 +499,7 @@ def test_a_cloud_whose_tokens_do_not_come_keeps_no_others_waiting(
         CLOCK.step(60 if row.provider == one else 0)
         return ask(self, row, ahead)
 
-    monkeypatch.setattr(Tokens, "_ask", slow)
+    monkeypatch.setattr(Tokens, "ask", slow)
     sandbox.fault(TOKEN[one], provider=one, status=500)
 
     outcomes = Tokens(short).refresh_expiring()

@@ -417,14 +417,14 @@ def test_one_connection_that_cannot_be_refreshed_does_not_stop_the_others(
     """Field notes, 9: one was encrypted with a key that is gone, one meets a mistake in the code."""
     connect(live, sandbox, "alice", "bruno", "chiyo")
     change(live, "alice", access_token=b"of another key")
-    ask, broken = Tokens._ask, connection(live, "bruno").id
+    ask, broken = Tokens.ask, connection(live, "bruno").id
 
     def faulty(self: Tokens, row: Any, ahead: bool) -> Any:
         if row.id == broken:
             raise ZeroDivisionError
         return ask(self, row, ahead)
 
-    monkeypatch.setattr(Tokens, "_ask", faulty)
+    monkeypatch.setattr(Tokens, "ask", faulty)
     sandbox.step(LIFE - 1200)
 
     outcomes = Tokens(live).refresh_expiring()

@@ -173,6 +173,16 @@ class Grant:
     provider_user_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RevokeRequest:
+    """What is POSTed to the `revoke_url` to end a grant (RFC 7009): each part may hold a token."""
+
+    form: Mapping[str, str] = field(default_factory=dict, repr=False)
+    query: Mapping[str, str] = field(default_factory=dict, repr=False)
+    authenticated: bool = True
+    """Whether the client's id and secret go along, as HTTP Basic (RFC 6749, 2.3.1)."""
+
+
 class Endpoints(Protocol):
     """The part of a provider's settings that its module reads."""
 
@@ -201,6 +211,8 @@ class Provider(ABC):
     scope_separator: ClassVar[str] = " "
     pkce: ClassVar[bool] = False
     """Whether its sign-in takes a proof key (RFC 7636), which makes a stolen code worthless."""
+    revokes_access: ClassVar[bool] = False
+    """Whether a grant is ended by its access token, which must not have expired, and not by either."""
 
     @abstractmethod
     def pages(self, http: Http, stream: Stream, window: Window) -> Iterator[Page]:
@@ -312,6 +324,15 @@ class Provider(ABC):
     def grant_is_dead(self, status: int, reply: Json) -> bool:
         """Whether a refused refresh is final: `invalid_grant` (RFC 6749, section 5.2)."""
         return status in (400, 401) and isinstance(reply, dict) and reply.get("error") == "invalid_grant"
+
+    def revocation(self, access: str, refresh: str | None) -> RevokeRequest:
+        """The request that ends a grant: the refresh token lives longest, so it is the one shown."""
+        return RevokeRequest({"token": refresh or access})
+
+    def is_revoked(self, status: int, reply: Json) -> bool:
+        """Whether the answer says that the grant is no more; it may have ended before (RFC 7009, 2.2)."""
+        unknown = status == 400 and isinstance(reply, dict) and reply.get("error") == "invalid_token"
+        return 200 <= status < 300 or unknown
 
 
 def split_scopes(value: Json) -> tuple[str, ...] | None:

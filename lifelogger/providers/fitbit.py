@@ -19,6 +19,7 @@ from lifelogger.providers.base import (
     Pool,
     Provider,
     Record,
+    RevokeRequest,
     Stream,
     Window,
     begun,
@@ -230,6 +231,10 @@ class Fitbit(Provider):
     def authorize_extras(self) -> dict[str, str]:
         """Without `prompt=consent` a second sign-in gets no refresh token."""
         return {"access_type": "offline", "prompt": "consent", "include_granted_scopes": "true"}
+
+    def revocation(self, access: str, refresh: str | None) -> RevokeRequest:
+        """Google takes either token, and asks nobody who they are."""
+        return RevokeRequest({"token": refresh or access}, authenticated=False)
 
     def account(self, http: Http) -> str | None:
         """Webhooks name the person by it, too."""

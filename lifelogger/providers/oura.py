@@ -16,6 +16,7 @@ from lifelogger.providers.base import (
     Pool,
     Provider,
     Record,
+    RevokeRequest,
     Stream,
     Window,
     begun,
@@ -104,6 +105,7 @@ class Oura(Provider):
         Stream("session", "activity", scopes=("session",)),
         Stream("heartrate", "body", scopes=("heartrate",), optional=True),
     )
+    revokes_access = True
 
     def pages(self, http: Http, stream: Stream, window: Window) -> Iterator[Page]:
         """Walk back over spans, each read to the end of its `next_token`s.
@@ -154,6 +156,14 @@ class Oura(Provider):
         """A tier named like the layer of tokens is that one. No word is documented: at another, all wait."""
         tier = headers.get("X-RateLimit-Tier", "").lower()
         return ("user",) if "token" in tier and "app" not in tier else ()
+
+    def revocation(self, access: str, refresh: str | None) -> RevokeRequest:
+        """The access token is the whole request."""
+        return RevokeRequest(query={"access_token": access}, authenticated=False)
+
+    def is_revoked(self, status: int, reply: Json) -> bool:
+        """A token that is dead already is not authorised to end anything."""
+        return status == 401 or super().is_revoked(status, reply)
 
     def account(self, http: Http) -> str | None:
         """Any token may read it."""

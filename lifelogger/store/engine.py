@@ -52,6 +52,20 @@ class Store:
         assert isinstance(table, Table)
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
+    def scrub(self) -> bool:
+        """Let nothing that was deleted outlive it in SQLite's log; False while others still read from there.
+
+        PostgreSQL keeps dead rows until its own VACUUM, so there is nothing to do here.
+        """
+        if not self.is_sqlite:
+            return True
+        raw = self.engine.raw_connection()
+        try:
+            busy, _, _ = raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            raw.close()
+        return not busy
+
     def close(self) -> None:
         self.engine.dispose()
 
@@ -69,7 +83,8 @@ def sqlite_engine(path: str) -> Engine:
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves, below
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        # What is deleted is overwritten: a page that is free again would keep somebody's data for years.
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")

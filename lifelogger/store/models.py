@@ -97,6 +97,7 @@ class User(Base):
 # Two indexes, so that each of the planner's two questions is one range of one of them, however many wait.
 STALE = text("next_sync_at IS NOT NULL AND news_at IS NULL")
 NEWS = text("next_sync_at IS NOT NULL AND news_at IS NOT NULL")
+UNTOLD = text("status = 'needs_reauth' AND told_at IS NULL")
 
 
 class Connection(Base):
@@ -116,6 +117,7 @@ class Connection(Base):
         Index("ix_connections_news", "provider", "next_sync_at", sqlite_where=NEWS, postgresql_where=NEWS),
         Index("ix_connections_claimed", "provider", "claimed_at", sqlite_where=text("claimed_at IS NOT NULL"),
               postgresql_where=text("claimed_at IS NOT NULL")),
+        Index("ix_connections_untold", "id", sqlite_where=UNTOLD, postgresql_where=UNTOLD),
         Index("ix_connections_expiring", "token_expires_at", sqlite_where=text("status = 'active'"),
               postgresql_where=text("status = 'active'")),
     )  # fmt: skip
@@ -143,6 +145,8 @@ class Connection(Base):
     """The number of the newest sync; a write by an older one is refused."""
     last_sync_at: Mapped[datetime | None]
     """When a sync last ended well."""
+    told_at: Mapped[datetime | None]
+    """When the host was told that the person has to sign in again; None: not yet, or they need not."""
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
 
@@ -331,6 +335,48 @@ class SyncRun(Base):
     updated: Mapped[int] = mapped_column(default=0)
     deleted: Mapped[int] = mapped_column(default=0)
     quarantined: Mapped[int] = mapped_column(default=0)
+
+
+class Receipt(Base):
+    """That somebody left: one row for each connection that went. It names nobody.
+
+    `number` is what whoever left was given; all rows of one leave-taking share it.
+    """
+
+    __tablename__ = "receipts"
+
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    number: Mapped[str] = mapped_column(String(40), index=True)
+    kind: Mapped[str] = mapped_column(String(20))
+    """`disconnected`, `erased` (the user, too), or `deauthorised` (at the provider)."""
+    provider: Mapped[str | None] = mapped_column(String(50))
+    """None: an erased user who had no connection."""
+    deleted: Mapped[dict[str, int]] = mapped_column(Payload)
+    """How many rows went, by table."""
+    revocation: Mapped[str | None] = mapped_column(String(20))
+    """`pending`, `done`, `given_up`, `not_offered`, or None: there was nothing to revoke."""
+    created_at: Mapped[datetime]
+
+
+class Revocation(Base):
+    """A grant still to be ended at its provider: the sealed tokens that it takes, and nothing of the person.
+
+    Gone as soon as the provider has agreed, or has not for too long.
+    """
+
+    __tablename__ = "revocations"
+
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    receipt_id: Mapped[int] = mapped_column(ForeignKey("receipts.id", ondelete="CASCADE"))
+    provider: Mapped[str] = mapped_column(String(50))
+    connection_id: Mapped[int] = mapped_column(BigInteger)
+    """The connection that is gone: newer tokens of it may still wait in Redis."""
+    access_token: Mapped[bytes]
+    refresh_token: Mapped[bytes | None]
+    token_expires_at: Mapped[datetime]
+    attempts: Mapped[int] = mapped_column(default=0)
+    next_attempt_at: Mapped[datetime] = mapped_column(index=True)
+    created_at: Mapped[datetime]
 
 
 class Tick(Base):

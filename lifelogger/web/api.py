@@ -14,7 +14,16 @@ from starlette.responses import Response
 from lifelogger import client, status
 from lifelogger.web.access import EVERYBODY, OneOrAll, needs
 from lifelogger.web.render import Json
-from lifelogger.web.users import Parts, Rt, Text, ask_for_sync, find
+from lifelogger.web.users import (
+    Parts,
+    Rt,
+    Text,
+    ask_for_sync,
+    end_connection,
+    erase_user,
+    find,
+    find_receipt,
+)
 from lifelogger.web.waiting import Watch
 
 
@@ -107,6 +116,24 @@ def freshness(rt: Rt, user_id: str) -> Any:
 def sync(rt: Rt, health: Parts, user_id: str) -> Any:
     """Ask for a sync now; `connections` says how many will look."""
     return Json({"connections": ask_for_sync(rt, health, user_id)}, 202)
+
+
+@router.delete("/api/users/{user_id:user}/connections/{provider}", dependencies=[needs("erase")])
+def disconnect(rt: Rt, user_id: str, provider: str) -> Any:
+    """End a connection here and at the provider, and delete all that came of it; the answer is a receipt."""
+    return Json(end_connection(rt, user_id, provider))
+
+
+@router.delete("/api/users/{user_id:user}", dependencies=[needs("erase")])
+def erase(rt: Rt, user_id: str) -> Any:
+    """Erase a user with every connection; the answer is a receipt."""
+    return Json(erase_user(rt, user_id))
+
+
+@router.get("/api/receipts/{number}", dependencies=[needs("erase")])
+def receipt(rt: Rt, number: str) -> Any:
+    """What went, and whether the providers have revoked it by now; it names nobody."""
+    return Json(find_receipt(rt, number))
 
 
 @router.get("/api/runs", dependencies=[needs("read:status")])

@@ -27,7 +27,7 @@ from lifelogger import __version__, api_keys
 from lifelogger.client import CursorUnknown, newest_cursor
 from lifelogger.runtime import Runtime
 from lifelogger.runtime import runtime as processwide
-from lifelogger.web import api, login, pages
+from lifelogger.web import api, connect, login, pages, users
 from lifelogger.web.access import key_of
 from lifelogger.web.health import DATABASE_SENTENCE, DATABASE_TROUBLE, REDIS_SENTENCE, Health
 from lifelogger.web.render import Json, explain, is_api, page
@@ -103,6 +103,9 @@ def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = 
     app.include_router(login.router)
     app.include_router(api.router)
     app.include_router(pages.router)
+    app.include_router(
+        connect.router(users.chosen, returning=users.anybody, tell=pages.told, runtime=rt), prefix="/connect"
+    )
     app.mount("/static", StaticFiles(directory=STATIC))
     app.mount("/dashboard", dashboard(broker, health))
     offer_mcp(app, rt)

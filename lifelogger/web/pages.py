@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from starlette.responses import RedirectResponse, Response
 
 from lifelogger import status
 from lifelogger.runtime import Runtime
+from lifelogger.web.connect import Outcome
 from lifelogger.web.health import REDIS_SENTENCE
 from lifelogger.web.render import page, segment
-from lifelogger.web.users import Parts, Rt, Text, ask_for_sync, find
+from lifelogger.web.users import (
+    Parts,
+    Rt,
+    Text,
+    ask_for_sync,
+    end_connection,
+    erase_user,
+    find,
+    find_receipt,
+)
 
 USERS_EACH = 50
 RUNS_EACH = 50
@@ -63,6 +74,7 @@ def user(rt: Rt, user_id: str, asked: Annotated[int | None, Query(ge=0, le=1000)
     """One user: each connection's state, what it holds, and its last syncs."""
     found = find(rt, user_id)
     running = any(run["outcome"] == "running" for run in found["runs"])
+    connected = {each["provider"] for each in found["connections"]}
     return page(
         "user.html",
         **found,
@@ -70,9 +82,16 @@ def user(rt: Rt, user_id: str, asked: Annotated[int | None, Query(ge=0, le=1000)
         asked=asked,
         titles=titles(rt),
         simulated=rt.settings.simulated,
+        offered=[name for name in rt.enabled() if name not in connected],
+        here=segment(f"/users/{segment(user_id)}"),
         refresh=REFRESH_SOON_SECONDS if asked or running else REFRESH_SECONDS,
         refresh_to=f"/users/{segment(user_id)}",
     )
+
+
+def told(request: Request, outcome: Outcome) -> Response:
+    """What came of connecting an account, unless all went well."""
+    return page("connected.html", outcome.status, **asdict(outcome))
 
 
 @router.post("/users/{user_id:user}/sync")
@@ -80,6 +99,38 @@ def sync(rt: Rt, health: Parts, user_id: str) -> Response:
     """Ask for a sync, and go back to the user's page, which says so."""
     asked = ask_for_sync(rt, health, user_id)
     return RedirectResponse(f"/users/{segment(user_id)}?asked={asked}", 303)
+
+
+@router.get("/users/{user_id:user}/leave")
+def leave(rt: Rt, user_id: str) -> Response:
+    """What would be deleted, and the buttons that do it."""
+    return page("leave.html", **find(rt, user_id), titles=titles(rt))
+
+
+@router.post("/users/{user_id:user}/connections/{provider}/disconnect")
+def disconnect(rt: Rt, user_id: str, provider: str) -> Response:
+    """End a connection, and go to the receipt."""
+    return RedirectResponse(f"/receipts/{end_connection(rt, user_id, provider)['receipt']}", 303)
+
+
+@router.post("/users/{user_id:user}/erase")
+def erase(rt: Rt, user_id: str) -> Response:
+    """Erase a user, and go to the receipt."""
+    return RedirectResponse(f"/receipts/{erase_user(rt, user_id)['receipt']}", 303)
+
+
+@router.get("/receipts/{number}")
+def receipt(rt: Rt, number: str) -> Response:
+    """What went, and whether the providers have revoked it by now."""
+    said = find_receipt(rt, number)
+    pending = any(each["revocation"] == "pending" for each in said["connections"])
+    return page(
+        "receipt.html",
+        **said,
+        now=rt.clock(),
+        titles=titles(rt),
+        refresh=REFRESH_SECONDS if pending else None,
+    )
 
 
 @router.get("/runs")

@@ -13,7 +13,7 @@ from sqlalchemy import insert, inspect, select
 
 from lifelogger.store import Store
 from lifelogger.store.migrate import FOLDER, downgrade, revisions, upgrade
-from lifelogger.store.models import Base, Connection, User
+from lifelogger.store.models import Base, Connection, SyncRun, User
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -58,6 +58,27 @@ def test_upgrading_twice_changes_nothing(store: Store) -> None:
     assert current == newest is not None
     with store.read() as db:
         assert db.scalars(select(User.id)).all() == ["ann"]
+
+
+def test_nothing_is_lost_on_the_way_up_or_down(store: Store) -> None:
+    """A table that is made anew would take what hangs on it along."""
+    upgrade(store, "0002")
+    put_a_connection(store, "ann")
+    with store.write() as db:
+        db.execute(
+            insert(SyncRun).values(
+                connection_id=select(Connection.id).scalar_subquery(),
+                trigger="tick",
+                started_at=NOW,
+                outcome="ok",
+            )
+        )
+
+    for go in (upgrade, lambda store: downgrade(store, "0002"), upgrade):
+        go(store)
+        with store.read() as db:
+            assert db.scalars(select(Connection.user_id)).all() == ["ann"]
+            assert db.scalars(select(SyncRun.outcome)).all() == ["ok"]
 
 
 def ordered_revisions() -> list[str]:

@@ -269,6 +269,8 @@ def test_the_schema_is_there_for_who_is_logged_in(client: TestClient) -> None:
         "/api/users/{user_id}/latest",
         "/api/users/{user_id}/freshness",
         "/api/users/{user_id}/sync",
+        "/api/users/{user_id}/connections/{provider}",
+        "/api/receipts/{number}",
         "/api/runs",
         "/api/changes",
     }

@@ -78,3 +78,12 @@ def test_it_never_imports_the_actors(request: pytest.FixtureRequest) -> None:
     source: Callable[[], str] = EXAMPLE.read_text
     assert "import actors" not in source()
     assert "from actors" not in source()
+
+
+def test_it_sends_whoever_is_signed_in_to_a_provider(backend: TestClient) -> None:
+    there = TestClient(backend.app, base_url="http://127.0.0.1:8001", follow_redirects=False)
+
+    assert there.get("/accounts/strava").status_code == 401
+    assert there.get("/accounts/strava", auth=("ann", "other")).status_code == 401
+    address = there.get("/accounts/strava", auth=("ann", "mine")).headers["location"]
+    assert "redirect_uri=http%3A%2F%2F127.0.0.1%3A8001%2Faccounts%2Fcallback" in address

@@ -121,6 +121,8 @@ POSTS = [
     "/logout",
     "/users/ann/sync",
     "/api/users/ann/sync",
+    "/users/ann/erase",
+    "/users/ann/connections/strava/disconnect",
     "/dashboard/delete-message",
     "/nowhere",
 ]

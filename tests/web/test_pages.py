@@ -150,6 +150,9 @@ def test_any_id_has_its_page_and_its_button(client: TestClient, runtime: Runtime
         reply = client.post(action)
         assert reply.headers["location"] == f"{link}?asked=1"
         assert "1 connection will look" in client.get(reply.headers["location"]).text
+        leaving = re.findall(r'action="(/users/[^"]+)"', client.get(f"{link}/leave").text)
+        assert [client.post(action).status_code for action in leaving] == [303, 303]
+        assert client.get(link).status_code == 404
     assert seen == set(ids)
 
 
