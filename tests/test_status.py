@@ -16,6 +16,7 @@ from lifelogger.budget import Usage
 from lifelogger.connections import add_user, import_lines
 from lifelogger.runtime import Runtime
 from lifelogger.settings import Settings
+from lifelogger.store import feed
 from lifelogger.store.models import Connection, Quarantined, Record, Stream, SyncRun, Tick
 from tests.servers import RedisServer
 
@@ -67,6 +68,8 @@ def store(rt: Runtime, table: Any, connection_id: int, **values: Any) -> None:
         SyncRun: {"trigger": "tick", "started_at": NOW, "outcome": "ok"},
     }
     with rt.store.write() as db:
+        if table is Record:
+            given[table]["change"] = feed.take(db, 1)[0]
         db.execute(insert(table).values({"connection_id": connection_id, **given[table], **values}))
 
 
