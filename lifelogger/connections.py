@@ -13,7 +13,7 @@ from sqlalchemy import Connection as Database
 from sqlalchemy import func, select, update
 
 from lifelogger.errors import LifeloggerError
-from lifelogger.providers.base import shown, split_scopes
+from lifelogger.providers.base import Event, shown, split_scopes
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection, Stream, User
 
@@ -195,6 +195,8 @@ def sealed(rt: Runtime, line: Line) -> dict[str, Any]:
         "next_sync_at": now,
         "claimed_at": None,
         "news_at": now,  # whoever connects wants to see the data
+        "news_streams": None,
+        "deauthorised_at": None,
         "wait_reason": None,
         "failures": 0,
         "updated_at": now,
@@ -247,7 +249,7 @@ def note_news(rt: Runtime, user_id: str) -> int:
             Connection.status == "active",
             Connection.provider.in_(list(rt.enabled())),
         )
-        noted = db.execute(update(Connection).where(*active).values(news_at=now)).rowcount
+        noted = db.execute(update(Connection).where(*active).values(news_at=now, news_streams=None)).rowcount
         db.execute(
             update(Connection)
             .where(
@@ -259,6 +261,43 @@ def note_news(rt: Runtime, user_id: str) -> int:
             .values(next_sync_at=now)
         )
     return noted
+
+
+def note_hint(db: Database, provider: str, event: Event, now: datetime) -> str | None:
+    """Write down where a webhook says that there is news; returns the user whom a message shall be sent for.
+
+    None: the account is nobody's, or its sync is under way, on its way, or has to wait for its turn: a look
+    in a minute is all that hints are worth, since anybody can send those that are not signed. What is
+    written down is met by the running sync or by a later tick.
+    """
+    row = db.execute(
+        select(Connection.__table__)
+        .where(
+            Connection.provider == provider,
+            Connection.provider_user_id == event.owner,
+            Connection.status == "active",
+        )
+        .with_for_update()
+    ).first()
+    if row is None:
+        return None
+    anywhere = not event.streams or (row.news_at is not None and row.news_streams is None)
+    streams = None if anywhere else sorted({*(row.news_streams or ()), *event.streams})
+    at = max(now, row.hint_after or now)
+    free = row.failures == 0 and row.claimed_at is None and row.next_sync_at is not None
+    told = row.news_at is not None and row.next_sync_at is not None and row.next_sync_at <= at
+    if told and free and streams == row.news_streams and not event.deauthorised:
+        return None  # all of it is written down: a burst costs no more writes
+    values: dict[str, Any] = {
+        "news_at": now,
+        "news_streams": streams,
+    }
+    if event.deauthorised:
+        values["deauthorised_at"] = now
+    if free and row.next_sync_at > at:
+        values["next_sync_at"] = at
+    db.execute(update(Connection).where(Connection.id == row.id).values(values))
+    return row.user_id if free and at <= now and not told else None
 
 
 def under_way(rt: Runtime, provider: str) -> int:

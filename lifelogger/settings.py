@@ -201,6 +201,8 @@ class Schedule(Section):
     sync: Cron = "*/15 * * * *"
     refresh_tokens: Cron = "*/5 * * * *"
     tidy: Cron = "17 * * * *"
+    news: Cron = "* * * * *"
+    webhooks: Cron = "41 * * * *"
     reserve: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
 
@@ -239,6 +241,7 @@ class Web(Section):
     host: Host = "127.0.0.1"
     port: Port = 8000
     names: Strings = ()
+    public_url: WebUrl = ""
 
 
 class Sandbox(Section):
@@ -268,6 +271,10 @@ class ProviderSettings(Section):
     overall_budget: Budgets = ()
     user_budget: Budgets = ()
     extra_streams: Strings = ()
+    webhook_secret: SecretStr = SecretStr("")
+    webhook_keys_url: WebUrl = ""
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]*$")] = ""
+    service_account: SecretStr = SecretStr("")
 
     @model_validator(mode="after")
     def _complete(self) -> ProviderSettings:
@@ -503,7 +510,13 @@ def _simulate(name: str, provider: ProviderSettings, sandbox: Sandbox) -> Provid
         key: f"http://{host}:{sandbox.port}/{name}{urlsplit(getattr(provider, key)).path}"
         for key in _ADDRESSES
     }
-    return provider.model_copy(update={**here, "client_id": "sandbox", "client_secret": SecretStr("sandbox")})
+    if provider.webhook_keys_url:
+        path = urlsplit(provider.webhook_keys_url).path
+        here["webhook_keys_url"] = f"http://{host}:{sandbox.port}/{name}{path}"
+    if not provider.project:
+        here["project"] = "sandbox"
+    secrets = {key: SecretStr("sandbox") for key in ("client_secret", "service_account")}
+    return provider.model_copy(update={**here, "client_id": "sandbox", **secrets})
 
 
 @cache

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp
 from lifelogger import __version__
 from lifelogger.runtime import Runtime
 from lifelogger.runtime import runtime as processwide
-from lifelogger.web import api, login, pages
+from lifelogger.web import api, login, pages, webhooks
 from lifelogger.web.health import DATABASE_SENTENCE, DATABASE_TROUBLE, REDIS_SENTENCE, Health
 from lifelogger.web.render import Json, explain, is_api, page
 
@@ -73,7 +73,9 @@ def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = 
     app.state.runtime = rt
     app.state.health = health = Health(rt)
     app.state.door = door = login.Door(token, rt.clock)
+    app.state.messenger = webhooks.Messenger(broker)
     app.include_router(login.router)
+    app.include_router(webhooks.router)
     app.include_router(api.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=STATIC))

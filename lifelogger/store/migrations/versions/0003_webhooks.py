@@ -1,0 +1,42 @@
+"""Webhooks: what they hint at, what is subscribed to, and which were taken already."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+Instant = sa.DateTime(timezone=True)
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("connections") as table:
+        table.add_column(sa.Column("news_streams", sa.Text(), nullable=True))
+        table.add_column(sa.Column("hint_after", Instant, nullable=True))
+        table.add_column(sa.Column("deauthorised_at", Instant, nullable=True))
+    op.create_table(
+        "webhooks",
+        sa.Column("provider", sa.String(50), nullable=False),
+        sa.Column("subscriptions", sa.Text(), nullable=False),
+        sa.Column("keys", sa.Text(), nullable=True),
+        sa.Column("checked_at", Instant, nullable=False),
+        sa.Column("fault", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("provider", name="pk_webhooks"),
+    )
+    op.create_table(
+        "webhook_calls",
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("received_at", Instant, nullable=False),
+        sa.PrimaryKeyConstraint("digest", name="pk_webhook_calls"),
+    )
+    op.create_index("ix_webhook_calls_received", "webhook_calls", ["received_at"])
+
+
+def downgrade() -> None:
+    op.drop_table("webhook_calls")
+    op.drop_table("webhooks")
+    with op.batch_alter_table("connections") as table:
+        for name in ("deauthorised_at", "hint_after", "news_streams"):
+            table.drop_column(name)
