@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import Event, shown, split_scopes
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection, Stream, User
+
+log = logging.getLogger(__name__)
+
+TAKEN_BACK = "The access was taken back at the provider."
 
 
 class ImportRefused(LifeloggerError):
@@ -281,7 +286,7 @@ def note_hint(db: Database, provider: str, event: Event, now: datetime) -> str |
     ).first()
     if row is None:
         return None
-    anywhere = not event.streams or (row.news_at is not None and row.news_streams is None)
+    anywhere = row.news_at is not None and row.news_streams is None  # as whoever wants to see it all has it
     streams = None if anywhere else sorted({*(row.news_streams or ()), *event.streams})
     at = max(now, row.hint_after or now)
     free = row.failures == 0 and row.claimed_at is None and row.next_sync_at is not None
@@ -298,6 +303,20 @@ def note_hint(db: Database, provider: str, event: Event, now: datetime) -> str |
         values["next_sync_at"] = at
     db.execute(update(Connection).where(Connection.id == row.id).values(values))
     return row.user_id if free and at <= now and not told else None
+
+
+def deauthorised(rt: Runtime, connection_id: int) -> None:
+    """A webhook said that the person took the grant back at the provider, and a request has found it so.
+
+    Nothing polls the connection any more; it says so to the person. No transaction is open here.
+    """
+    with rt.store.write() as db:
+        db.execute(
+            update(Connection)
+            .where(Connection.id == connection_id, Connection.status == "needs_reauth")
+            .values(status_reason=TAKEN_BACK)
+        )
+    log.info("connection %s: the person took the grant back", connection_id)
 
 
 def under_way(rt: Runtime, provider: str) -> int:

@@ -20,7 +20,7 @@ from sqlalchemy import and_, case, func, insert, or_, select, update
 
 from lifelogger import runtime as processwide
 from lifelogger.budget import CountUnknown
-from lifelogger.connections import under_way
+from lifelogger.connections import deauthorised, under_way
 from lifelogger.errors import (
     AccountRefused,
     BudgetSpent,
@@ -389,10 +389,14 @@ class ConnectionSync:
         with self.rt.store.write() as db:
             self.fenced(db)
             news = db.execute(
-                select(Connection.news_at, Connection.news_streams, Connection.hint_after).where(
-                    Connection.id == run.connection_id
-                )
+                select(
+                    Connection.news_at,
+                    Connection.news_streams,
+                    Connection.hint_after,
+                    Connection.deauthorised_at,
+                ).where(Connection.id == run.connection_id)
             ).one()
+            left = False
             more_news = news.news_at is not None and news.news_at != self.row["news_at"]
             values: dict[str, Any] = {"claimed_at": None, "wait_reason": None, "updated_at": now}
             if run.outcome == "ok":
@@ -410,6 +414,7 @@ class ConnectionSync:
             elif run.outcome == "needs_reauth":
                 # News may be that the person has signed in again meanwhile: then nothing is over.
                 values |= {} if more_news else needs_reauth(run.message or "", now)
+                left = not more_news and news.deauthorised_at is not None
             else:
                 failed = run.outcome == "failed"
                 values |= {"next_sync_at": until, "wait_reason": run.message}
@@ -430,3 +435,5 @@ class ConnectionSync:
                     quarantined=counts.quarantined,
                 )
             )
+        if left:
+            deauthorised(self.rt, run.connection_id)

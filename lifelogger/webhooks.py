@@ -62,7 +62,8 @@ def hear(rt: Runtime, name: str, call: Call) -> tuple[Heard, list[str]]:
             )
             if first.rowcount != 1:
                 return heard, []  # sent twice, or caught by somebody and sent again
-        users = [note_hint(db, name, event, now) for event in together(heard.events)]
+        every = tuple(stream.name for stream in provider.streams)
+        users = [note_hint(db, name, event, now) for event in together(heard.events, every)]
     return heard, [user for user in users if user is not None]
 
 
@@ -76,13 +77,15 @@ def listening(rt: Runtime, name: str) -> Provider:
     return provider
 
 
-def together(events: tuple[Event, ...]) -> list[Event]:
-    """One event for each owner, in the same order whoever sends: rows are locked one after the other."""
+def together(events: tuple[Event, ...], every: tuple[str, ...]) -> list[Event]:
+    """One event for each owner, in the same order whoever sends: rows are locked one after the other.
+
+    One that names no stream is of `every` one: even so it is a hint, not a person's wish.
+    """
     found: dict[str, Event] = {}
     for event in events:
-        known = found.get(event.owner, event)
-        anywhere = not (known.streams and event.streams)
-        streams = () if anywhere else tuple(dict.fromkeys((*known.streams, *event.streams)))
+        known = found.get(event.owner, Event(event.owner))
+        streams = tuple(dict.fromkeys((*known.streams, *(event.streams or every))))
         found[event.owner] = Event(event.owner, streams, known.deauthorised or event.deauthorised)
     return [found[owner] for owner in sorted(found)]
 
@@ -178,10 +181,11 @@ def remove(rt: Runtime, name: str) -> int:
     return len(mine)
 
 
-def known(rt: Runtime) -> dict[str, Any]:
+def known(rt: Runtime) -> dict[str, dict[str, Any]]:
     """What the last check of each provider found, by name."""
     with rt.store.read() as db:
-        return {row.provider: row for row in db.execute(select(Webhook.__table__))}
+        rows = db.execute(select(Webhook.__table__).order_by(Webhook.provider))
+        return {row.provider: dict(row._mapping) for row in rows}
 
 
 def save(rt: Runtime, name: str, found: list[Subscription], keys: Json) -> None:

@@ -47,6 +47,9 @@ COMMANDS = [
     ["status"],
     ["runs"],
     ["budget"],
+    ["webhooks", "list"],
+    ["webhooks", "subscribe"],
+    ["webhooks", "remove"],
     ["keys", "new"],
     ["keys", "rotate"],
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,15 +12,20 @@ import dramatiq
 import pytest
 import uvicorn
 from dramatiq.brokers.redis import RedisBroker
+from sqlalchemy import select
+from starlette.testclient import TestClient
 
 import lifelogger.broker
-from lifelogger import sync, webhooks
+from lifelogger import cli, sync, webhooks
 from lifelogger.broker import make_broker
+from lifelogger.connections import TAKEN_BACK
 from lifelogger.errors import Refused
 from lifelogger.runtime import Runtime
 from lifelogger.sandbox.server import listen, url_of
+from lifelogger.store.models import Connection
 from lifelogger.web.app import create_app
-from tests.live import NOON, change, connect, connection, journal, rows, stored, ticked, truth, tuned
+from tests.live import NOON, change, connect, connection, journal, stored, ticked, truth, tuned
+from tests.processes import worker
 from tests.sandbox.control import Control
 from tests.servers import wait_until
 
@@ -101,7 +108,7 @@ def test_subscriptions_are_made_once_and_known(served: Runtime, sandbox: Control
     assert {each.callback for each in made} == {webhooks.callback(served, provider)}
     assert webhooks.keep(served, provider) == made
     row = webhooks.known(served)[provider]
-    assert (len(row.subscriptions), row.fault, row.checked_at) == (len(made), None, served.clock())
+    assert (len(row["subscriptions"]), row["fault"], row["checked_at"]) == (len(made), None, served.clock())
 
 
 @ON_SQLITE
@@ -145,11 +152,10 @@ def test_the_only_subscription_is_not_taken_from_another_installation(
     with pytest.raises(Refused):
         webhooks.keep(served, "strava")
 
-    fault = webhooks.known(served)["strava"].fault
-    assert fault is not None
+    assert webhooks.known(served)["strava"]["fault"]
     (taken,) = webhooks.keep(served, "strava", take_over=True)
     assert taken.callback == webhooks.callback(served, "strava")
-    assert webhooks.known(served)["strava"].fault is None
+    assert webhooks.known(served)["strava"]["fault"] is None
 
 
 @ON_SQLITE
@@ -160,12 +166,12 @@ def test_one_provider_in_trouble_keeps_no_other_waiting(served: Runtime, sandbox
 
     webhooks.keep_all(served)
 
-    assert {name: bool(row.subscriptions) for name, row in webhooks.known(served).items()} == {
+    assert {name: bool(row["subscriptions"]) for name, row in webhooks.known(served).items()} == {
         "strava": True,
         "fitbit": False,
         "oura": True,
     }
-    assert webhooks.known(served)["fitbit"].fault
+    assert webhooks.known(served)["fitbit"]["fault"]
 
 
 def test_without_an_address_there_are_no_webhooks(live: Runtime, sandbox: Control) -> None:
@@ -174,6 +180,31 @@ def test_without_an_address_there_are_no_webhooks(live: Runtime, sandbox: Contro
     assert sandbox.ledger() == []
     with pytest.raises(webhooks.NoWebhooks, match=r"web\.public_url"):
         webhooks.keep(live, "strava")
+
+
+@ON_SQLITE
+def test_the_command_line_makes_shows_and_ends_them(
+    served: Runtime, sandbox: Control, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect(served, sandbox, "alice")
+    monkeypatch.setattr(cli, "_runtime", lambda: served)
+
+    def call(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            cli.main(["webhooks", *arguments])
+        said = capsys.readouterr()
+        assert end.value.code in (0, 1)
+        return said.out if end.value.code == 0 else f"refused: {said.err}"
+
+    address = webhooks.callback(served, "strava")
+    assert call("list") == "No subscriptions: `lifelogger webhooks subscribe PROVIDER` makes them.\n"
+    assert call("subscribe", "strava") == f"1 subscription to {address}\n"
+    assert address is not None
+    assert address in call("list")
+    told = json.loads(call("list", "--json"))
+    assert [each["callback"] for each in told["strava"]["subscriptions"]] == [address]
+    assert call("remove", "strava") == "1 subscription ended.\n"
+    assert call("subscribe", "nobody").startswith("refused: no provider")
 
 
 # What an event costs -------------------------------------------------------------------------------
@@ -212,8 +243,7 @@ def test_only_the_streams_that_an_event_names_are_read(
     stream, routes = NAMED[provider]
     (connected,) = connect(served, sandbox, "alice", provider=provider)
     assert connected["provider_user_id"]
-    while any(run.requests and each_unread(served) for run in sync.run("alice", runtime=served)):
-        pass
+    sync.run("alice", runtime=tuned(served, sync={"history_days": 8}))
     webhooks.keep(served, provider)
     due = connection(served, "alice").next_sync_at
     sandbox.step(120)
@@ -234,18 +264,12 @@ def test_only_the_streams_that_an_event_names_are_read(
     )
 
 
-def each_unread(rt: Runtime) -> bool:
-    from lifelogger.store.models import Stream
-
-    return any(row.backlog_until for row in rows(rt, Stream.__table__, "alice"))
-
-
 @ON_SQLITE
 def test_a_poll_that_is_due_is_not_put_off_by_hints(served: Runtime, sandbox: Control) -> None:
     connect(served, sandbox, "alice", provider="oura")
     sync.run("alice", runtime=served)
     sandbox.step(1000)
-    change(served, news_at=served.clock(), news_streams=["sleep"], next_sync_at=served.clock())
+    change(served, "alice", news_at=served.clock(), news_streams=["sleep"], next_sync_at=served.clock())
     before = last(sandbox)
 
     ticked(served, "alice")
@@ -361,7 +385,7 @@ def test_who_left_is_asked_about_and_then_polled_no_more(served: Runtime, sandbo
     sync.run("alice", "news", runtime=served)
 
     row = connection(served, "alice")
-    assert (row.status, row.next_sync_at) == ("needs_reauth", None)
+    assert (row.status, row.next_sync_at, row.status_reason) == ("needs_reauth", None, TAKEN_BACK)
     assert row.deauthorised_at is not None
 
 
@@ -369,9 +393,104 @@ def test_who_left_is_asked_about_and_then_polled_no_more(served: Runtime, sandbo
 def test_who_only_seems_to_have_left_stays(served: Runtime, sandbox: Control) -> None:
     connect(served, sandbox, "alice")
     sync.run("alice", runtime=served)
-    change(served, deauthorised_at=NOON, news_at=NOON, next_sync_at=served.clock())
+    change(served, "alice", deauthorised_at=NOON, news_at=NOON, next_sync_at=served.clock())
 
     sync.run("alice", "news", runtime=served)
 
     row = connection(served, "alice")
     assert (row.status, row.deauthorised_at) == ("active", None)
+
+
+# With real processes -------------------------------------------------------------------------------
+
+
+@ON_SQLITE
+def test_an_upload_is_stored_within_seconds_at_the_cost_of_one_request(
+    served: Runtime, sandbox: Control
+) -> None:
+    """A worker's command and the web server, in real time; nobody asks and no tick comes."""
+    sandbox.follow_real_time()
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=tuned(served, sync={"history_days": 8}))
+    webhooks.keep(served, "strava")
+    waits = []
+    with worker("actors", "scheduler", threads=2) as command:
+        for number in range(3):
+            before = last(sandbox)
+            change(served, "alice", hint_after=None)  # each as if the last one were longer ago
+            begun = time.monotonic()
+            news = sandbox.add("alice", fields={"name": f"Run {number}"})
+            command.wait_until(lambda news=news: str(news) in stored(served, "alice"), "the news")
+            waits.append(time.monotonic() - begun)
+            command.wait_until(lambda: connection(served, "alice").claimed_at is None, "the end of the sync")
+            assert spent(sandbox, before) == ["GET /athlete/activities"]
+
+    assert max(waits) < 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@ON_SQLITE
+def test_ten_thousand_forged_calls_cost_one_look_a_minute(served: Runtime, sandbox: Control) -> None:
+    """By somebody who knows the address, the person's id, and of each signed kind an old call."""
+    app = create_app(served, lifelogger.broker.broker)
+    for provider in PROVIDERS:
+        connect(served, sandbox, "alice", provider=provider)
+        webhooks.keep(served, provider)
+    few = tuned(served, sync={"history_days": 8})
+    sync.run("alice", runtime=few)
+    sandbox.step(60)
+    for provider, stream in (("fitbit", "sleep"), ("oura", "sleep")):
+        key = sandbox.items("alice", stream, provider=provider)[0]["key"]
+        sandbox.change_item("alice", stream, key, provider=provider, fields={"changed": 1})
+        delivered(sandbox, provider)
+    sync.run("alice", "news", runtime=few)
+    calls = list(hostile_calls(served, sandbox))
+    records, before, seen = stored(served, "alice"), last(sandbox), connections(served)
+    caller = TestClient(app, base_url=served.settings.web.public_url, raise_server_exceptions=False)
+
+    looks = 0
+    for turn in range(10_000):
+        path, content, headers = calls[turn % len(calls)]
+        assert caller.post(path, content=content, headers=headers).status_code in (200, 204, 401, 413)
+        if turn % 1000 == 999:  # the worker takes what there is, and a minute passes now and then
+            sync.run("alice", "news", runtime=few)
+            looks += 1
+            sandbox.step(6)
+
+    assert looks == 10
+    requests = spent(sandbox, before)
+    assert set(requests) == {"GET /athlete/activities"}
+    assert len(requests) <= 1 + 1  # one, and one more as a minute went by
+    assert stored(served, "alice") == records
+    assert [row[:3] for row in connections(served)] == [row[:3] for row in seen]
+
+
+def connections(rt: Runtime) -> list[Any]:
+    with rt.store.read() as db:
+        return list(
+            db.execute(
+                select(Connection.provider, Connection.status, Connection.scopes).order_by(Connection.id)
+            )
+        )
+
+
+def hostile_calls(rt: Runtime, sandbox: Control) -> Iterator[tuple[str, bytes, dict[str, str]]]:
+    """Forged ones of each provider, replayed ones, and one that is too large."""
+    with rt.store.read() as db:
+        owners = dict(db.execute(select(Connection.provider, Connection.provider_user_id)).all())
+    (subscription,) = webhooks.known(rt)["strava"]["subscriptions"]
+    event = {"owner_id": int(owners["strava"]), "subscription_id": int(subscription["id"])}
+    for happened in (
+        {"object_type": "activity", "object_id": 1, "aspect_type": "create"},
+        {"object_type": "activity", "object_id": 2, "aspect_type": "delete"},
+        {"object_type": "athlete", "aspect_type": "update", "updates": {"authorized": "false"}},
+    ):
+        yield "/webhooks/strava", json.dumps({**event, **happened}).encode(), {}
+    yield "/webhooks/strava", json.dumps({**event, "subscription_id": 1}).encode(), {}
+    yield "/webhooks/strava", b"x" * 70_000, {}
+    for provider in ("fitbit", "oura"):
+        old = sandbox.webhooks(provider)["deliveries"][0]
+        altered = {**old["headers"], "x-oura-timestamp": "1", "authorization": "Bearer guessed"}
+        for headers in (old["headers"], {}, altered):
+            yield f"/webhooks/{provider}", old["body"].encode(), headers

@@ -75,6 +75,8 @@ class Delivery:
     """Of the last reply; 0: none came."""
     done: bool = False
     forged: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
+    """As it was sent last."""
 
     def describe(self) -> dict[str, Any]:
         return {**asdict(self), "body": self.body.decode()}
@@ -238,6 +240,7 @@ class Hooks:
             return
         now = self.provider.clock.now()
         headers = self.provider.hook_headers(delivery.body, to, now, forged=delivery.forged)
+        delivery.headers = headers
         delivery.tries += 1
         delivery.status, _ = await call(
             "POST", delivery.url, delivery.body, headers, self.provider.hook_timeout
