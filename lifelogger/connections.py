@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -16,7 +16,7 @@ from sqlalchemy import func, select, update
 from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import Event, shown, split_scopes
 from lifelogger.runtime import Runtime
-from lifelogger.store.models import Connection, Stream, User
+from lifelogger.store.models import Connection, Stream, SyncRun, User
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +242,39 @@ def save(rt: Runtime, db: Database, line: Line, grant: dict[str, Any] | None = N
     return True
 
 
+ASKED_EVERY = timedelta(minutes=1)
+"""How often a person's wish has a sync begin at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What becomes of a person's "sync now"."""
+
+    connections: int
+    """How many will look."""
+    at: datetime
+    """When they do: now, or when the person's last wish is a minute old."""
+    runs: tuple[int, ...]
+    """The runs under way that it joins: they look again before they end."""
+
+
+def note_wish(rt: Runtime, user_id: str) -> Wish:
+    """Write down that a person wants to see what is new: as `note_news`, but for a look once a minute."""
+    now = rt.clock()
+    with rt.store.write() as db:
+        last = db.scalar(select(User.asked_at).where(User.id == user_id).with_for_update())
+        at = now if last is None else max(now, last if last > now else last + ASKED_EVERY)
+        noted = _note(rt, db, user_id, now, at)
+        if noted:
+            db.execute(update(User).where(User.id == user_id).values(asked_at=at))
+        running = (
+            select(SyncRun.id)
+            .join_from(SyncRun, Connection, SyncRun.connection_id == Connection.id)
+            .where(Connection.user_id == user_id, SyncRun.outcome == "running")
+        )
+        return Wish(noted, at, tuple(db.scalars(running.order_by(SyncRun.id))))
+
+
 def note_news(rt: Runtime, user_id: str) -> int:
     """Write down that somebody knows of news, before any message is sent: a skip then loses nothing.
 
@@ -249,22 +282,27 @@ def note_news(rt: Runtime, user_id: str) -> int:
     """
     now = rt.clock()
     with rt.store.write() as db:
-        active = (
-            Connection.user_id == user_id,
-            Connection.status == "active",
-            Connection.provider.in_(list(rt.enabled())),
+        return _note(rt, db, user_id, now, now)
+
+
+def _note(rt: Runtime, db: Database, user_id: str, now: datetime, at: datetime) -> int:
+    """Write down news of now, to be looked at from `at` on."""
+    active = (
+        Connection.user_id == user_id,
+        Connection.status == "active",
+        Connection.provider.in_(list(rt.enabled())),
+    )
+    noted = db.execute(update(Connection).where(*active).values(news_at=now, news_streams=None)).rowcount
+    db.execute(
+        update(Connection)
+        .where(
+            *active,
+            Connection.failures == 0,
+            Connection.next_sync_at > at,
+            Connection.claimed_at.is_(None),
         )
-        noted = db.execute(update(Connection).where(*active).values(news_at=now, news_streams=None)).rowcount
-        db.execute(
-            update(Connection)
-            .where(
-                *active,
-                Connection.failures == 0,
-                Connection.next_sync_at > now,
-                Connection.claimed_at.is_(None),
-            )
-            .values(next_sync_at=now)
-        )
+        .values(next_sync_at=at)
+    )
     return noted
 
 

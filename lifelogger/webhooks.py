@@ -214,7 +214,7 @@ def put(rt: Runtime, name: str, values: dict[str, Any]) -> None:
 
 
 def asker(rt: Runtime, provider: Provider) -> Ask:
-    """Requests in the application's own name. They spend from the budget that token calls spend from."""
+    """Requests in the application's own name. They spend from what all connections share."""
     settings = rt.settings.providers[provider.name]
 
     def ask(
@@ -226,7 +226,7 @@ def asker(rt: Runtime, provider: Provider) -> Ask:
         data: Mapping[str, str] | None = None,
         json: Json = None,
     ) -> Json:
-        ticket = rt.budget.take(provider.pools(settings, 0, token=True))
+        ticket = rt.budget.take(provider.shared_pools(settings))
         content: dict[str, Any] = {"headers": headers, "params": params, "data": data, "json": json}
         reply = exchange(provider, rt.budget, ticket, rt.settings.http, rt.clock, method, url, **content)
         if 200 <= reply.status < 300 and method == "DELETE":

@@ -287,7 +287,7 @@ def test_all_errors_have_one_root() -> None:
 # What others build on ---------------------------------------------------------------------------------------
 
 SURFACE = {
-    "lifelogger.client": {"MOST", "records", "request_sync"},
+    "lifelogger.client": {"MOST", "records", "request_sync", "sync_now", "urgent"},
     "lifelogger.errors": {
         "AccountRefused",
         "BadRecord",
@@ -396,6 +396,7 @@ def test_the_signatures_of_the_client_are_these() -> None:
         "runtime",
     ]
     assert list(inspect.signature(client.request_sync).parameters) == ["user_id", "runtime"]
+    assert list(inspect.signature(client.sync_now).parameters) == ["user_id", "runtime"]
 
 
 def test_the_settings_are_these() -> None:

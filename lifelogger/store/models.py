@@ -90,6 +90,8 @@ class User(Base):
 
     id: Mapped[str] = mapped_column(String(200), primary_key=True)
     created_at: Mapped[datetime]
+    asked_at: Mapped[datetime | None]
+    """When the sync that they asked for last begins, or began."""
 
 
 # Two indexes, so that each of the planner's two questions is one range of one of them, however many wait.

@@ -7,14 +7,13 @@ import queue
 import threading
 
 import dramatiq
-from dramatiq import Message
 from dramatiq.errors import BrokerError
 from fastapi import APIRouter, Request
 from redis import RedisError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from lifelogger import webhooks
+from lifelogger import client, webhooks
 from lifelogger.errors import Forged
 from lifelogger.providers.base import Call
 from lifelogger.runtime import Runtime
@@ -57,15 +56,7 @@ class Messenger:
         while True:
             user_id = self._waiting.get()
             try:
-                self.broker.enqueue(
-                    Message(
-                        queue_name="now",
-                        actor_name="sync_user_now",
-                        args=(user_id, "news"),
-                        kwargs={},
-                        options={},
-                    )
-                )
+                self.broker.enqueue(client.urgent(user_id, "news"))
             except (RedisError, BrokerError) as trouble:
                 log.warning("a message is not sent: %s; the next tick serves it", type(trouble).__name__)
             except Exception:  # the thread must live: without it no news would be told any more

@@ -1,4 +1,4 @@
-"""Webhooks: what they hint at, what is subscribed to, and which were taken already."""
+"""Webhooks: what they hint at, what is subscribed to, which were taken; and when people asked last."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,6 +16,8 @@ def upgrade() -> None:
         table.add_column(sa.Column("news_streams", sa.Text(), nullable=True))
         table.add_column(sa.Column("hint_after", Instant, nullable=True))
         table.add_column(sa.Column("deauthorised_at", Instant, nullable=True))
+    with op.batch_alter_table("users") as table:
+        table.add_column(sa.Column("asked_at", Instant, nullable=True))
     op.create_table(
         "webhooks",
         sa.Column("provider", sa.String(50), nullable=False),
@@ -37,6 +39,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("webhook_calls")
     op.drop_table("webhooks")
+    with op.batch_alter_table("users") as table:
+        table.drop_column("asked_at")
     with op.batch_alter_table("connections") as table:
         for name in ("deauthorised_at", "hint_after", "news_streams"):
             table.drop_column(name)
