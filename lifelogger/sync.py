@@ -259,7 +259,7 @@ class ConnectionSync:
             rt.clock,
         )
         http.leave_share = (
-            rt.settings.schedule.reserve if self.trigger == "tick" and not self.row["news_at"] else 0.0
+            rt.settings.schedule.reserve if self.trigger != "asked" and not self.row["news_at"] else 0.0
         )
         self.sweeps = self._open(http)
         for sweep in self.sweeps:

@@ -46,6 +46,8 @@ class App:
             raise RuntimeError(f"the sandbox speaks HTTP, not {scope['type']}")
         if self.postman is None:
             self.postman = asyncio.create_task(hooks.run(self.world.providers))
+        elif self.postman.done():
+            self.postman.result()  # it failed: whoever asks next shall know
         first, _, rest = scope["path"].lstrip("/").partition("/")
         provider = self.world.providers.get(first)
         if provider:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from lifelogger.sandbox.calls import Mistake, compact
 from lifelogger.sandbox.people import Person
@@ -113,6 +113,7 @@ class Hooks:
         self.numbers = itertools.count(1)
         self.looked_at = self.looked_slowly_at = self.provider.clock.now()
         self.told: set[tuple[str, str]] = set()
+        self.slow: deque[tuple[Person, float, float]] = deque()
 
     # Subscriptions
 
@@ -197,9 +198,10 @@ class Hooks:
                     self.queue(Event(person, *place, "create", now))
         if abs(now - self.looked_slowly_at) >= SLOW_SECONDS:
             since, self.looked_slowly_at = min(self.looked_slowly_at, now), now
-            for name in people:
-                for event in self._changed(self.provider.people.by_id[name], since, now):
-                    self.queue(event)
+            self.slow += [(self.provider.people.by_id[name], since, now) for name in sorted(people)]
+        if self.slow:  # one of them a look: all at once would keep replies waiting
+            for event in self._changed(*self.slow.popleft()):
+                self.queue(event)
 
     def _changed(self, person: Person, since: float, now: float) -> Iterator[Event]:
         """What is otherwise than it was, in all streams but that of activities."""
@@ -277,6 +279,12 @@ async def call(
 ) -> tuple[int, Any]:
     """Call an application; its status (0: it did not answer in time) and its JSON, if it is some."""
     return await asyncio.to_thread(_call, method, url, body, dict(headers), seconds)
+
+
+async def challenge(url: str, query: Mapping[str, str], seconds: float) -> tuple[int, Any]:
+    """Ask an application whether a callback is its own."""
+    joint = "&" if urlsplit(url).query else "?"
+    return await call("GET", f"{url}{joint}{urlencode(query)}", None, {}, seconds)
 
 
 def _call(

@@ -15,7 +15,6 @@ from datetime import UTC, date, datetime, timedelta
 from random import Random
 from secrets import token_hex
 from typing import Any, ClassVar
-from urllib.parse import urlencode
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 from zoneinfo import ZoneInfo
 
@@ -247,7 +246,7 @@ class Oura(Provider):
         query = {"verification_token": secret, "challenge": word}
 
         async def later() -> Reply:
-            status, told = await hooks.call("GET", f"{url}?{urlencode(query)}", None, {}, self.hook_timeout)
+            status, told = await hooks.challenge(url, query, self.hook_timeout)
             if status != 200 or told != {"challenge": word}:
                 return problem(400, "the callback could not be verified")
             now = self.clock.now()

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from random import Random
 from secrets import token_hex
 from typing import Any, ClassVar
-from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
 from lifelogger.sandbox import hooks
@@ -233,7 +232,7 @@ class Strava(Provider):
         query = {"hub.mode": "subscribe", "hub.challenge": word, "hub.verify_token": secret}
 
         async def later() -> Reply:
-            status, told = await hooks.call("GET", f"{url}?{urlencode(query)}", None, {}, self.hook_timeout)
+            status, told = await hooks.challenge(url, query, self.hook_timeout)
             if status != 200 or told != {"hub.challenge": word}:
                 return self._not_verifiable()
             number = max([300_000, *(int(each) for each in self.hooks.subscriptions)]) + 1
