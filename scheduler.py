@@ -10,7 +10,7 @@ import dramatiq
 from periodiq import cron
 
 from actors.sync import send_tick
-from lifelogger import leaving, notices, notify, planner, ticks
+from lifelogger import leaving, notices, notify, planner, ticks, webhooks
 from lifelogger.broker import TIME_LIMIT_MS, broker
 from lifelogger.runtime import runtime
 from lifelogger.settings import get_settings
@@ -60,6 +60,27 @@ def forget_old_runs() -> None:
     """Delete the journal of syncs and ticks that nobody will ask for any more."""
     rt = runtime()
     journal.forget(rt.store, rt.clock() - timedelta(days=rt.settings.sync.journal_days))
+    webhooks.forget_calls(rt)
+
+
+@dramatiq.actor(
+    broker=broker, queue_name="schedule", periodic=cron(schedule.news), mutex=lambda: "news", max_retries=0
+)
+def serve_news() -> None:
+    """Enqueue a sync for everybody whose news no message told."""
+    planner.serve_news(send_tick)
+
+
+@dramatiq.actor(
+    broker=broker,
+    queue_name="schedule",
+    periodic=cron(schedule.webhooks),
+    mutex=lambda: "webhooks",
+    max_retries=0,
+)
+def keep_webhooks() -> None:
+    """Make, renew and repair the subscriptions to webhooks."""
+    webhooks.keep_all(runtime())
 
 
 @dramatiq.actor(

@@ -47,6 +47,7 @@ def runs_of_the_week(user_id: Person) -> list[dict[str, Any]]:
 
 
 @app.post("/users/{user_id}/sync", status_code=202)
-def sync(user_id: Person) -> dict[str, int]:
+def sync(user_id: Person) -> dict[str, Any]:
     """Ask the workers to look now; they do it within a second, as far as the provider's budget goes."""
-    return {"connections": client.request_sync(user_id)}
+    wish = client.sync_now(user_id)
+    return {"connections": wish.connections, "at": wish.at, "runs": wish.runs}

@@ -45,7 +45,9 @@ connections_app = typer.Typer(help="Their connections to providers.", no_args_is
 keys_app = typer.Typer(help="The keys that encrypt tokens.", no_args_is_help=True)
 api_key_app = typer.Typer(help="The keys of programs that read through the API.", no_args_is_help=True)
 notify_app = typer.Typer(help="The webhooks that tell other applications of changes.", no_args_is_help=True)
+webhooks_app = typer.Typer(help="What providers tell us by themselves.", no_args_is_help=True)
 app.add_typer(user_app, name="user")
+app.add_typer(webhooks_app, name="webhooks")
 app.add_typer(connections_app, name="connections")
 app.add_typer(keys_app, name="keys")
 app.add_typer(api_key_app, name="api-key")
@@ -624,6 +626,54 @@ def _print_budget(name: str, windows: list[dict[str, Any]] | None) -> None:
             used = f"at least {used}; the next reply tells the true count"
         closed = f", closed until {window['closed_until']:%H:%M} UTC" if window["closed_until"] else ""
         out.print(f"  {window['pool']} to {window['end']:%H:%M} UTC: {used}{closed}")
+
+
+# Webhooks ------------------------------------------------------------------------------------------
+
+OneProvider = Annotated[
+    str, typer.Argument(metavar="PROVIDER", help="The provider's name, as in the settings.")
+]
+
+
+@webhooks_app.command("list")
+def webhooks_list(as_json: AsJson = False) -> None:
+    """Show the subscriptions of each provider, as the last check found them."""
+    from lifelogger import webhooks
+
+    found = webhooks.known(_runtime())
+    if as_json:
+        _print_json({name: {key: row[key] for key in ("subscriptions", "checked_at", "fault")}
+                     for name, row in found.items()})  # fmt: skip
+        return
+    table = _table("provider", "to", "address", "until")
+    for name, row in found.items():
+        for each in row["subscriptions"]:
+            table.add_row(name, escape(each["topic"]), escape(each["callback"]), each["expires_at"] or "")
+    _print_table(table, "No subscriptions: `lifelogger webhooks subscribe PROVIDER` makes them.")
+    for name, row in found.items():
+        if row["fault"]:
+            out.print(f"{name}: the last check failed: {escape(row['fault'])}", style="yellow")
+
+
+@webhooks_app.command("subscribe")
+def webhooks_subscribe(provider: OneProvider) -> None:
+    """Make, renew and repair the subscriptions of a provider; the web server must be reachable.
+
+    The scheduler does it every hour. This also takes over a subscription that goes elsewhere, where an
+    application can have only one.
+    """
+    from lifelogger import webhooks
+
+    made = webhooks.keep(_runtime(), provider, take_over=True)
+    _say(f"{count(len(made), 'subscription')} to {made[0].callback}" if made else "No subscriptions.")
+
+
+@webhooks_app.command("remove")
+def webhooks_remove(provider: OneProvider) -> None:
+    """End our subscriptions at a provider. The scheduler makes them again while web.public_url is set."""
+    from lifelogger import webhooks
+
+    _say(f"{count(webhooks.remove(_runtime(), provider), 'subscription')} ended.")
 
 
 # Keys ----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, literal, select, tuple_, union_all
 from sqlalchemy import Connection as Database
 
 from lifelogger import status
-from lifelogger.connections import note_news
+from lifelogger.connections import Wish, note_news, note_wish
 from lifelogger.errors import LifeloggerError
 from lifelogger.runtime import Runtime
 from lifelogger.runtime import runtime as processwide
@@ -320,7 +320,7 @@ def freshness(user_id: str, *, runtime: Runtime | None = None) -> list[Freshness
 
 
 def request_sync(user_id: str, *, runtime: Runtime | None = None) -> int:
-    """Ask for a sync of one user now; return how many of the connections will look.
+    """Say that there is news of one user; return how many of the connections will look at once.
 
     The wish is written down before the message is sent, so a message that finds a sync running,
     or is lost, loses nothing: the running sync or the next tick serves it.
@@ -329,7 +329,26 @@ def request_sync(user_id: str, *, runtime: Runtime | None = None) -> int:
 
     noted = note_news(runtime or processwide(), user_id)
     if noted:
-        broker.enqueue(
-            Message(queue_name="default", actor_name="sync_user_data", args=(user_id,), kwargs={}, options={})
-        )
+        broker.enqueue(urgent(user_id))
     return noted
+
+
+def sync_now(user_id: str, *, runtime: Runtime | None = None) -> Wish:
+    """A person's "sync now": as `request_sync`, once a minute; tells when it looks, and which runs it joins.
+
+    Sooner, the wish is written down all the same, and served by the run under way or when the minute is over.
+    """
+    from lifelogger.broker import broker
+
+    rt = runtime or processwide()
+    wish = note_wish(rt, user_id)
+    if wish.connections and wish.at <= rt.clock():
+        broker.enqueue(urgent(user_id))
+    return wish
+
+
+def urgent(user_id: str, trigger: str = "asked") -> Message[Any]:
+    """The message for somebody who waits: its queue is not that of a tick's long line."""
+    return Message(
+        queue_name="now", actor_name="sync_user_now", args=(user_id, trigger), kwargs={}, options={}
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -14,9 +15,11 @@ from sqlalchemy import Connection as Database
 from sqlalchemy import func, select, update
 
 from lifelogger.errors import LifeloggerError
-from lifelogger.providers.base import shown, split_scopes
+from lifelogger.providers.base import Event, shown, split_scopes
 from lifelogger.runtime import Runtime
-from lifelogger.store.models import Connection, Stream, User
+from lifelogger.store.models import Connection, Stream, SyncRun, User
+
+log = logging.getLogger(__name__)
 
 
 class ImportRefused(LifeloggerError):
@@ -197,6 +200,8 @@ def sealed(rt: Runtime, line: Line) -> dict[str, Any]:
         "next_sync_at": now,
         "claimed_at": None,
         "news_at": now,  # whoever connects wants to see the data
+        "news_streams": None,
+        "deauthorised_at": None,
         "wait_reason": None,
         "failures": 0,
         "updated_at": now,
@@ -239,6 +244,39 @@ def save(rt: Runtime, db: Database, line: Line, grant: dict[str, Any] | None = N
     return True
 
 
+ASKED_EVERY = timedelta(minutes=1)
+"""How often a person's wish has a sync begin at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What becomes of a person's "sync now"."""
+
+    connections: int
+    """How many will look."""
+    at: datetime
+    """When they do: now, or when the person's last wish is a minute old."""
+    runs: tuple[int, ...]
+    """The runs under way that it joins: they look again before they end."""
+
+
+def note_wish(rt: Runtime, user_id: str) -> Wish:
+    """Write down that a person wants to see what is new: as `note_news`, but for a look once a minute."""
+    now = rt.clock()
+    with rt.store.write() as db:
+        last = db.scalar(select(User.asked_at).where(User.id == user_id).with_for_update())
+        at = now if last is None else max(now, last if last > now else last + ASKED_EVERY)
+        noted = _note(rt, db, user_id, now, at)
+        if noted:
+            db.execute(update(User).where(User.id == user_id).values(asked_at=at))
+        running = (
+            select(SyncRun.id)
+            .join_from(SyncRun, Connection, SyncRun.connection_id == Connection.id)
+            .where(Connection.user_id == user_id, SyncRun.outcome == "running")
+        )
+        return Wish(noted, at, tuple(db.scalars(running.order_by(SyncRun.id))))
+
+
 def note_news(rt: Runtime, user_id: str) -> int:
     """Write down that somebody knows of news, before any message is sent: a skip then loses nothing.
 
@@ -246,23 +284,65 @@ def note_news(rt: Runtime, user_id: str) -> int:
     """
     now = rt.clock()
     with rt.store.write() as db:
-        active = (
-            Connection.user_id == user_id,
-            Connection.status == "active",
-            Connection.provider.in_(list(rt.enabled())),
+        return _note(rt, db, user_id, now, now)
+
+
+def _note(rt: Runtime, db: Database, user_id: str, now: datetime, at: datetime) -> int:
+    """Write down news of now, to be looked at from `at` on."""
+    active = (
+        Connection.user_id == user_id,
+        Connection.status == "active",
+        Connection.provider.in_(list(rt.enabled())),
+    )
+    noted = db.execute(update(Connection).where(*active).values(news_at=now, news_streams=None)).rowcount
+    db.execute(
+        update(Connection)
+        .where(
+            *active,
+            Connection.failures == 0,
+            Connection.next_sync_at > at,
+            Connection.claimed_at.is_(None),
         )
-        noted = db.execute(update(Connection).where(*active).values(news_at=now)).rowcount
-        db.execute(
-            update(Connection)
-            .where(
-                *active,
-                Connection.failures == 0,
-                Connection.next_sync_at > now,
-                Connection.claimed_at.is_(None),
-            )
-            .values(next_sync_at=now)
-        )
+        .values(next_sync_at=at)
+    )
     return noted
+
+
+def note_hint(db: Database, provider: str, event: Event, now: datetime) -> str | None:
+    """Write down where a webhook says that there is news; returns the user whom a message shall be sent for.
+
+    None: the account is nobody's, or its sync is under way, on its way, or has to wait for its turn: a look
+    in a minute is all that hints are worth, since anybody can send those that are not signed. What is
+    written down is met by the running sync or by a later tick.
+    """
+    row = db.execute(
+        select(Connection.__table__)
+        .where(
+            Connection.provider == provider,
+            Connection.provider_user_id == event.owner,
+            Connection.status == "active",
+        )
+        .with_for_update()
+    ).first()
+    if row is None:
+        return None
+    anywhere = row.news_at is not None and row.news_streams is None  # as whoever wants to see it all has it
+    streams = None if anywhere else sorted({*(row.news_streams or ()), *event.streams})
+    at = max(now, row.hint_after or now)
+    free = row.failures == 0 and row.claimed_at is None and row.next_sync_at is not None
+    told = row.news_at is not None and row.next_sync_at is not None and row.next_sync_at <= at
+    if told and free and streams == row.news_streams and not event.deauthorised:
+        return None  # all of it is written down: a burst costs no more writes
+    values: dict[str, Any] = {
+        "news_at": now,
+        "news_streams": streams,
+    }
+    if event.deauthorised:
+        values["deauthorised_at"] = now
+    if free and row.next_sync_at > at:
+        values["next_sync_at"] = at
+    db.execute(update(Connection).where(Connection.id == row.id).values(values))
+    return row.user_id if free and at <= now and not told else None
 
 
 def under_way(rt: Runtime, provider: str) -> int:

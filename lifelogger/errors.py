@@ -7,6 +7,7 @@
     ├── SignInAgain       only the person can mend it: the authorisation is gone
     ├── Refused           the provider says no and will say no again: give this up
     │   └── AccountRefused  it says so of the whole account: ask nothing else of it
+    ├── Forged            what came to a webhook is not from the provider, or not of now: change nothing
     ├── BadRecord         one item cannot be understood: quarantine it, go on
     ├── LockLost          somebody else owns this work now: stop before the next write
     └── SettingsError     the configuration is wrong: refuse to start
@@ -54,6 +55,10 @@ class Refused(LifeloggerError):
 
 class AccountRefused(Refused):
     """The provider refused this account, whatever is asked of it, until the person changes something."""
+
+
+class Forged(LifeloggerError):
+    """What came to a webhook is not the provider's, or comes again after its time: nothing is done for it."""
 
 
 class BadRecord(LifeloggerError):

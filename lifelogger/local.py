@@ -15,7 +15,7 @@ from typing import Any
 import requests
 from sqlalchemy import func, select
 
-from lifelogger import status
+from lifelogger import status, webhooks
 from lifelogger.connections import import_lines
 from lifelogger.errors import LifeloggerError
 from lifelogger.http import NO_PROXY
@@ -170,6 +170,7 @@ def run(
         if login_token:
             say(f"The login token of {web_url(settings)} is {login_token} (told only once)")
         connect_people(rt, say)
+        webhooks.keep_all(rt)
         reporter = Reporter(rt, say)
         tick_now(rt)
         deadline = None if seconds is None else time.monotonic() + seconds

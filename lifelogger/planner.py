@@ -71,6 +71,32 @@ def tick(
     return len(users)
 
 
+def serve_news(send: Callable[[str], object], *, runtime: Runtime | None = None) -> int:
+    """Plan those alone of whom news is known: what no message told, and hints that had to wait a minute.
+
+    The claim makes it harmless to ask twice, so no tick is written down.
+    """
+    rt = runtime or processwide.runtime()
+    now = rt.clock()
+    with rt.store.read() as db:
+        news = (Connection.next_sync_at <= now, Connection.news_at.is_not(None))
+        waiting = [
+            provider
+            for provider in rt.enabled()
+            if db.execute(
+                select(Connection.id).where(Connection.provider == provider, *news).limit(1)
+            ).first()
+        ]
+    if not waiting:
+        return 0
+    allowances = {provider: Allowance(allowance(rt, provider, now).news, 0) for provider in waiting}
+    with rt.store.write() as db:
+        users = claim(rt, db, allowances, now)
+    for user_id in users:
+        send(user_id)
+    return len(users)
+
+
 def claim(rt: Runtime, db: Database, allowances: dict[str, Allowance], now: datetime) -> list[str]:
     """Claim the connections that may be synced now; return their users, each once.
 

@@ -221,6 +221,8 @@ class Schedule(Section):
     revoke: Cron = "*/5 * * * *"
     tidy: Cron = "17 * * * *"
     notify: Cron = "* * * * *"
+    news: Cron = "* * * * *"
+    webhooks: Cron = "41 * * * *"
     reserve: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
 
@@ -314,6 +316,10 @@ class ProviderSettings(Section):
     overall_budget: Budgets = ()
     user_budget: Budgets = ()
     extra_streams: Strings = ()
+    webhook_secret: SecretStr = SecretStr("")
+    webhook_keys_url: WebUrl = ""
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]*$")] = ""
+    service_account: SecretStr = SecretStr("")
 
     @model_validator(mode="after")
     def _complete(self) -> ProviderSettings:
@@ -551,7 +557,13 @@ def _simulate(name: str, provider: ProviderSettings, sandbox: Sandbox) -> Provid
         key: f"http://{host}:{sandbox.port}/{name}{urlsplit(getattr(provider, key)).path}"
         for key in _ADDRESSES
     }
-    return provider.model_copy(update={**here, "client_id": "sandbox", "client_secret": SecretStr("sandbox")})
+    if provider.webhook_keys_url:
+        path = urlsplit(provider.webhook_keys_url).path
+        here["webhook_keys_url"] = f"http://{host}:{sandbox.port}/{name}{path}"
+    if not provider.project:
+        here["project"] = "sandbox"
+    secrets = {key: SecretStr("sandbox") for key in ("client_secret", "service_account")}
+    return provider.model_copy(update={**here, "client_id": "sandbox", **secrets})
 
 
 @cache

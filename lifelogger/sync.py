@@ -16,8 +16,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy import and_, case, func, insert, or_, select, update
 
+from lifelogger import leaving
 from lifelogger import runtime as processwide
 from lifelogger.budget import CountUnknown
 from lifelogger.connections import under_way
@@ -47,6 +48,8 @@ FIRST_RETRY = timedelta(minutes=1)
 LONGEST_RETRY = timedelta(hours=6)
 REFUSED_FOR = timedelta(days=1)
 """How long a stream that the provider refused is left alone before we ask again."""
+HINTED_EVERY = timedelta(minutes=1)
+"""How often webhooks make us look at a connection at most: what is not signed can come from anybody."""
 LONGEST_HISTORY = timedelta(minutes=1)
 """How long one sync reads on in a connection's past: a worker that does can serve nobody else, and the
 user's news waits for the lock."""
@@ -74,8 +77,9 @@ class Run:
 def run(user_id: str, trigger: str = "asked", *, runtime: Runtime | None = None) -> list[Run]:
     """Pull what is new for one user, and return what each connection's sync did.
 
-    `trigger` says who wants it: a `tick` takes the connections that it claimed, anybody
-    else all that did not fail. Raises `mutex.Locked` while another sync of the user runs.
+    `trigger` says who wants it: a `tick` takes the connections that it claimed, a webhook's `news` those
+    that it is about, and anybody else all that did not fail. Raises `mutex.Locked` while another sync of
+    the user runs.
     """
     rt = runtime or processwide.runtime()
     done: list[Run] = []
@@ -111,10 +115,11 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
     its_turn = Connection.next_sync_at <= now
     due = or_(Connection.claimed_at.is_not(None), and_(Connection.news_at.is_not(None), its_turn))
     asked: dict[str, Any] = {}
-    if trigger != "tick":
+    if trigger not in ("tick", "news"):
         # What a spent budget deferred is among them: the reserve is for whoever asks, and a no costs nothing.
         due = or_(due, its_turn, Connection.failures == 0)
-        asked = {"news_at": func.coalesce(Connection.news_at, now)}  # remembered until a sync ends well
+        # Remembered until a sync ends well.
+        asked = {"news_at": func.coalesce(Connection.news_at, now), "news_streams": None}
     with rt.store.write() as db:
         rows = db.execute(
             update(Connection)
@@ -123,6 +128,9 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
                 fence=Connection.fence + 1,
                 claimed_at=func.coalesce(Connection.claimed_at, now),
                 next_sync_at=now + timedelta(seconds=rt.settings.sync.lease_seconds),
+                hint_after=case(
+                    (Connection.news_streams.is_(None), Connection.hint_after), else_=now + HINTED_EVERY
+                ),
                 **asked,
             )
             .returning(
@@ -131,6 +139,8 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
                 Connection.scopes,
                 Connection.fence,
                 Connection.news_at,
+                Connection.news_streams,
+                Connection.deauthorised_at,
                 Connection.failures,
                 Connection.claimed_at,
             )
@@ -162,6 +172,10 @@ class ConnectionSync:
         self.sweeps: list[Sweep] = []
         self.off: list[str] = []
         self.not_granted: set[str] = set()
+        self.only: frozenset[str] | None = None
+        """The streams that there are hints at, if they alone are read."""
+        self.read: dict[str, datetime | None] = {}
+        """When each stream that is on was last read, before this sync."""
         self.until: datetime | None = None
         """When it is tried again, of a sync that did not end well."""
         self.ended = False
@@ -186,7 +200,7 @@ class ConnectionSync:
     @property
     def unread(self) -> bool:
         """Whether there is history left to read."""
-        return any(sweep.backlog for sweep in self.sweeps)
+        return self.only is None and any(sweep.backlog for sweep in self.sweeps)
 
     def _end(self) -> None:
         self.ended = True
@@ -247,7 +261,7 @@ class ConnectionSync:
             rt.clock,
         )
         http.leave_share = (
-            rt.settings.schedule.reserve if self.trigger == "tick" and not self.row["news_at"] else 0.0
+            rt.settings.schedule.reserve if self.trigger != "asked" and not self.row["news_at"] else 0.0
         )
         self.sweeps = self._open(http)
         for sweep in self.sweeps:
@@ -311,8 +325,23 @@ class ConnectionSync:
             if reason:
                 self.off.append(f"{stream.name}: {reason}")
             else:
+                self.read[stream.name] = state.cursor
                 sweeps.append(Sweep(self.rt, self.provider, http, stream, state, now, self.fenced))
+        hinted = self.row["news_streams"]
+        # A poll that is due is not put off by hints: it reads what they name, and the rest.
+        if hinted is not None and not (self.trigger == "tick" and self._poll_due() <= now):
+            self.only = frozenset(hinted)
+            sweeps = [sweep for sweep in sweeps if sweep.stream.name in self.only]
         return sweeps
+
+    def _poll_due(self) -> datetime:
+        """When all that is on should have been read again.
+
+        A little before the interval ends: the tick that meets it comes on the minute.
+        """
+        started: datetime = self.row["started_at"]
+        interval = timedelta(seconds=self.rt.settings.sync.interval_seconds)
+        return min((at or started - interval for at in self.read.values()), default=started) + interval * 0.9
 
     def _note(self, stream: base.Stream, reason: str | None, until: datetime | None = None) -> Any:
         """Write down whether a stream is on; returns its row."""
@@ -362,22 +391,36 @@ class ConnectionSync:
             run.outcome = "needs_reauth"  # only the person can grant it
         elif run.outcome == "ok" and len(self.off) == len(wanted):
             run.outcome, until = "deferred", now + REFUSED_FOR  # nothing of it could be read
-        interval = timedelta(seconds=self.rt.settings.sync.interval_seconds)
         with self.rt.store.write() as db:
             self.fenced(db)
-            news = db.scalar(select(Connection.news_at).where(Connection.id == run.connection_id))
-            more_news = news is not None and news != self.row["news_at"]
+            news = db.execute(
+                select(
+                    Connection.news_at,
+                    Connection.news_streams,
+                    Connection.hint_after,
+                    Connection.deauthorised_at,
+                    Connection.provider_user_id,
+                ).where(Connection.id == run.connection_id)
+            ).one()
+            left = False
+            more_news = news.news_at is not None and news.news_at != self.row["news_at"]
             values: dict[str, Any] = {"claimed_at": None, "wait_reason": None, "updated_at": now}
             if run.outcome == "ok":
-                # Due a little before the interval ends: the tick that meets it comes on the minute. History
-                # goes on at the next one, whenever that is; when the budget is short, with the next poll.
+                # History goes on at the next tick, whenever that is; when the budget is short, with the next
+                # poll. That has its own time, however many hints are followed in between.
                 soon = self.unread and not self.held
-                due = now + FIRST_RETRY if soon else self.row["started_at"] + interval * 0.9
-                values |= {"failures": 0, "last_sync_at": now, "next_sync_at": now if more_news else due}
-                values |= {} if more_news else {"news_at": None}
+                swept = {sweep.stream.name: self.row["started_at"] for sweep in self.sweeps}
+                self.read |= swept
+                due = now + FIRST_RETRY if soon else self._poll_due()
+                if more_news:  # hints have to wait for their turn, people have not
+                    due = now if news.news_streams is None else max(now, news.hint_after or now)
+                values |= {"failures": 0, "last_sync_at": now, "next_sync_at": due}
+                if not more_news:
+                    values |= {"news_at": None, "news_streams": None, "deauthorised_at": None}
             elif run.outcome == "needs_reauth":
                 # News may be that the person has signed in again meanwhile: then nothing is over.
                 values |= {} if more_news else needs_reauth(run.message or "", now)
+                left = not more_news and news.deauthorised_at is not None
             else:
                 failed = run.outcome == "failed"
                 values |= {"next_sync_at": until, "wait_reason": run.message}
@@ -398,3 +441,5 @@ class ConnectionSync:
                     quarantined=counts.quarantined,
                 )
             )
+        if left:  # a webhook said so, and the request that was made to find out has found it so
+            leaving.deauthorised(self.rt, run.provider, news.provider_user_id)

@@ -33,11 +33,14 @@ from tests.servers import RedisServer
 MODULES = ("actors", "actors.notify", "actors.sync", "scheduler")
 NAMES = (
     "sync_user_data",
+    "sync_user_now",
     "plan_again",
     "sync_active_users",
     "refresh_integration_tokens",
     "revoke_what_is_left",
     "forget_old_runs",
+    "serve_news",
+    "keep_webhooks",
     "deliver_changes",
     "deliver_waiting_changes",
 )
@@ -151,6 +154,7 @@ def test_each_says_what_it_does(app: Application, name: str) -> None:
     [
         ("sync_user_data", ("ann",), "sync:ann"),
         ("sync_user_data", ("ann", "tick"), "sync:ann"),
+        ("sync_user_now", ("ann", "news"), "sync:ann"),
         ("plan_again", (), "plan"),
         ("refresh_integration_tokens", (), "refresh_integration_tokens"),
         ("deliver_changes", (), "notify"),
@@ -175,6 +179,8 @@ def test_the_timetable_is_that_of_the_settings(app: Application) -> None:
         "revoke_what_is_left": cron("*/7 * * * *"),
         "forget_old_runs": cron("5 4 * * *"),
         "deliver_waiting_changes": cron("7 * * * *"),
+        "serve_news": cron("* * * * *"),
+        "keep_webhooks": cron("41 * * * *"),
     }
     assert cron("3 * * * 7") != cron("4 * * * 7")
 
@@ -186,12 +192,23 @@ def test_a_failure_is_not_tried_again(app: Application, monkeypatch: pytest.Monk
         app.sync_user_data.send("ann")
 
     assert len(app.calls) == 1
-    assert app.broker.get_declared_delay_queues() == {"default.DQ", "schedule.DQ", "notify.DQ"}
+    assert app.broker.get_declared_delay_queues() == {"default.DQ", "now.DQ", "schedule.DQ", "notify.DQ"}
     assert all(app.broker.queues[queue].empty() for queue in app.broker.queues)
     assert [message.actor_name for message in app.broker.dead_letters] == ["sync_user_data"]
 
 
 # sync_user_data ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_urgent_is_the_same_in_a_queue_of_its_own(
+    app: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listen(app, monkeypatch, sync, "run", [])
+
+    with app.working("now"):
+        app.broker.get_actor("sync_user_now").send("ann", "news")
+
+    assert app.calls == [("ann", "news")]
 
 
 def test_a_sync_is_a_wish_unless_the_planner_sends_it(

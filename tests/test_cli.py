@@ -52,6 +52,9 @@ COMMANDS = [
     ["status"],
     ["runs"],
     ["budget"],
+    ["webhooks", "list"],
+    ["webhooks", "subscribe"],
+    ["webhooks", "remove"],
     ["keys", "new"],
     ["keys", "rotate"],
     ["api-key", "add"],
@@ -109,7 +112,7 @@ def with_people(
 def nobody_listens() -> StubBroker:
     """A broker without a worker."""
     broker = StubBroker()
-    broker.declare_queue("default")
+    broker.declare_queue("now")
     return broker
 
 
@@ -120,7 +123,7 @@ class Worker:
         self.live = live
 
     def enqueue(self, message: Any) -> None:
-        assert message.actor_name == "sync_user_data"
+        assert message.actor_name == "sync_user_now"
         threading.Thread(target=sync.run, args=message.args, kwargs={"runtime": self.live}).start()
 
 

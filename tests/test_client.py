@@ -16,11 +16,11 @@ from sqlalchemy import event, insert, select, update
 
 import lifelogger.broker
 from lifelogger import client
-from lifelogger.client import request_sync
-from lifelogger.connections import import_lines
+from lifelogger.client import request_sync, sync_now
+from lifelogger.connections import Wish, import_lines
 from lifelogger.runtime import Runtime
 from lifelogger.store import feed
-from lifelogger.store.models import Connection, Record, Stream
+from lifelogger.store.models import Connection, Record, Stream, SyncRun
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
@@ -325,7 +325,7 @@ class Queue(StubBroker):
 
     def __init__(self, rt: Runtime) -> None:
         super().__init__()
-        self.declare_queue("default")
+        self.declare_queue("now")
         self.rt = rt
         self.sent: list[Message[Any]] = []
         self.written: list[Any] = []
@@ -363,8 +363,8 @@ def test_the_message_names_the_actor_and_the_user(rt: Runtime, queue: Queue) -> 
     request_sync("ann", runtime=rt)
 
     [message] = queue.sent
-    assert (message.actor_name, message.queue_name) == ("sync_user_data", "default")
-    assert (message.args, message.kwargs) == (("ann",), {})
+    assert (message.actor_name, message.queue_name) == ("sync_user_now", "now")
+    assert (message.args, message.kwargs) == (("ann", "asked"), {})
     assert "eta" not in message.options
 
 
@@ -389,6 +389,37 @@ def test_nor_is_who_has_to_sign_in_again(rt: Runtime, queue: Queue) -> None:
 
     assert request_sync("ann", runtime=rt) == 0
 
+    assert queue.sent == []
+
+
+def test_a_person_s_wish_has_a_sync_begin_once_a_minute(rt: Runtime, queue: Queue) -> None:
+    """What comes sooner is written down, and looked at when the minute is over."""
+    assert sync_now("ann", runtime=rt) == Wish(1, NOW, ())
+    change(rt, news_at=None, next_sync_at=LATER)  # it was served
+
+    soon = dataclasses.replace(rt, clock=lambda: NOW + timedelta(seconds=20))
+    turn = NOW + timedelta(minutes=1)
+    assert sync_now("ann", runtime=soon) == Wish(1, turn, ())
+    assert sync_now("ann", runtime=soon) == Wish(1, turn, ())
+
+    assert noted(rt)["ann"] == (NOW + timedelta(seconds=20), min(turn, LATER))
+    assert len(queue.sent) == 1
+    over = dataclasses.replace(rt, clock=lambda: turn + timedelta(minutes=1))
+    assert sync_now("ann", runtime=over).at == turn + timedelta(minutes=1)
+    assert len(queue.sent) == 2
+
+
+def test_a_wish_joins_the_run_that_is_under_way(rt: Runtime, queue: Queue) -> None:
+    with rt.store.write() as db:
+        mine = db.scalar(select(Connection.id).where(Connection.user_id == "ann"))
+        row = {"connection_id": mine, "trigger": "tick", "started_at": NOW, "outcome": "running"}
+        run = db.scalar(insert(SyncRun).values(row).returning(SyncRun.id))
+
+    assert sync_now("ann", runtime=rt).runs == (run,)
+
+
+def test_nobody_has_no_wish(rt: Runtime, queue: Queue) -> None:
+    assert sync_now("nobody", runtime=rt) == Wish(0, NOW, ())
     assert queue.sent == []
 
 

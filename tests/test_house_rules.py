@@ -302,11 +302,14 @@ SURFACE = {
         "record_page",
         "records",
         "request_sync",
+        "sync_now",
+        "urgent",
     },
     "lifelogger.errors": {
         "AccountRefused",
         "BadRecord",
         "BudgetSpent",
+        "Forged",
         "LifeloggerError",
         "LockLost",
         "Refused",
@@ -333,11 +336,16 @@ SURFACE = {
         "make_broker",
     },
     "lifelogger.providers.base": {
+        "Ask",
+        "Call",
         "Day",
         "Endpoints",
+        "Event",
         "Grant",
+        "Heard",
         "Http",
         "Json",
+        "Known",
         "LONGEST",
         "MOST_REPLIES",
         "Page",
@@ -345,7 +353,9 @@ SURFACE = {
         "Provider",
         "Record",
         "RevokeRequest",
+        "Secret",
         "Stream",
+        "Subscription",
         "Usage",
         "Window",
         "begun",
@@ -358,13 +368,16 @@ SURFACE = {
         "lived",
         "midnight",
         "number",
+        "parsed",
         "plain_id",
+        "same",
         "scaled",
         "shown",
         "split_scopes",
         "text",
         "told_id",
         "utc_offset",
+        "webhook_secret",
         "whole_list",
         "word",
     },
@@ -416,6 +429,7 @@ def test_the_signatures_of_the_client_are_these() -> None:
     assert list(inspect.signature(client.cursor_since).parameters) == ["user_id", "since", "runtime"]
     assert list(inspect.signature(client.newest_cursor).parameters) == ["runtime"]
     assert list(inspect.signature(client.request_sync).parameters) == ["user_id", "runtime"]
+    assert list(inspect.signature(client.sync_now).parameters) == ["user_id", "runtime"]
 
 
 def test_the_settings_are_these() -> None:
@@ -428,7 +442,7 @@ def test_the_settings_are_these() -> None:
         "database": ["url"],
         "redis": ["url", "prefix"],
         "security": ["encryption_keys", "login_token"],
-        "schedule": ["sync", "refresh_tokens", "revoke", "tidy", "notify", "reserve"],
+        "schedule": ["sync", "refresh_tokens", "revoke", "tidy", "notify", "news", "webhooks", "reserve"],
         "sync": [
             "interval_seconds",
             "lookback_days",
@@ -458,6 +472,10 @@ def test_the_settings_are_these() -> None:
         "overall_budget",
         "user_budget",
         "extra_streams",
+        "webhook_secret",
+        "webhook_keys_url",
+        "project",
+        "service_account",
     ]
 
 
@@ -481,6 +499,7 @@ def test_the_actors_and_their_queues_are_these() -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "sync_user_data": "default",
+        "sync_user_now": "now",
         "plan_again": "schedule",
         "sync_active_users": "schedule",
         "refresh_integration_tokens": "schedule",
@@ -488,4 +507,6 @@ def test_the_actors_and_their_queues_are_these() -> None:
         "deliver_changes": "notify",
         "deliver_waiting_changes": "notify",
         "revoke_what_is_left": "schedule",
+        "serve_news": "schedule",
+        "keep_webhooks": "schedule",
     }

@@ -68,14 +68,15 @@ class Application:
         return worker("actors", "scheduler", processes=processes, threads=threads)
 
     def skips(self) -> int:
-        return self.rt.mutex.skips().get("sync_user_data", 0)
+        skips = self.rt.mutex.skips()
+        return skips.get("sync_user_data", 0) + skips.get("sync_user_now", 0)
 
     def runs(self, user_id: str) -> list[dict[str, Any]]:
         return status.runs(self.rt, user_id=user_id, limit=1000)
 
     def idle(self) -> bool:
         """Whether nothing is claimed, running or queued."""
-        queued: Any = self.rt.redis.llen("lifelogger:default")
+        queued = sum(int(self.rt.redis.llen(f"lifelogger:{queue}")) for queue in ("default", "now"))  # type: ignore[arg-type]
         with self.rt.store.read() as db:
             claimed = db.scalar(select(func.count()).where(Connection.claimed_at.is_not(None)))
             running = db.scalar(select(func.count()).where(SyncRun.outcome == "running"))
@@ -166,6 +167,25 @@ def test_a_skip_loses_nothing(application: Application, sandbox: Control) -> Non
         command.wait_until(application.idle, "the sync to end")
 
     assert sandbox.summary()["overlaps"] == 0
+    assert application.stored("alice") == application.truth("alice")
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_wish_within_the_minute_loses_nothing(application: Application, sandbox: Control) -> None:
+    """Promise 2: no message is sent for it, and the run that it joined brings the news."""
+    application.connect("alice")
+
+    with sandbox.hold(LIST) as gate, application.workers(processes=2) as command:
+        client.sync_now("alice", runtime=application.rt)
+        gate.wait_until_reached()
+        news = sandbox.add("alice", fields={"name": "This morning's run"})
+        wish = client.sync_now("alice", runtime=application.rt)
+        gate.release()
+        command.wait_until(lambda: str(news) in application.stored("alice"), "the news to be stored")
+        command.wait_until(application.idle, "the sync to end")
+
+    assert len(wish.runs) == 1
+    assert application.skips() == 0
     assert application.stored("alice") == application.truth("alice")
 
 

@@ -7,6 +7,7 @@ budget, carries the token and turns trouble into the errors of `lifelogger.error
 
 from __future__ import annotations
 
+import hmac
 import json
 import re
 from abc import ABC, abstractmethod
@@ -17,7 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Protocol, TypeVar
 from urllib.parse import urlencode
 
-from lifelogger.errors import BadRecord, Refused, Unavailable
+from lifelogger.errors import BadRecord, Forged, Refused, Unavailable
 
 Json = Any
 """A parsed JSON value: hostile until a provider has looked at it."""
@@ -183,11 +184,103 @@ class RevokeRequest:
     """Whether the client's id and secret go along, as HTTP Basic (RFC 6749, 2.3.1)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What came to our webhook address, as it came. Nothing of it is to be trusted yet."""
+
+    method: str
+    headers: Mapping[str, str]
+    """Names are in lower case."""
+    query: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a provider's webhooks can be checked with, from our own store."""
+
+    now: datetime
+    subscriptions: frozenset[str] = frozenset()
+    """The ids of the subscriptions that the provider told."""
+    keys: Json = None
+    """What `webhook_keys` returned last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Where a provider says that there is news: no data, only where to look."""
+
+    owner: str
+    """The provider's id of the person."""
+    streams: tuple[str, ...] = ()
+    """The streams that it is in; empty: it may be in any."""
+    deauthorised: bool = False
+    """The person took the grant back, it says: the next request finds out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a call means, once it is believed, and how it is answered."""
+
+    events: tuple[Event, ...] = ()
+    reply: Json = None
+    status: int = 200
+    signature: str | None = None
+    """What no other call has: the same once more is not acted upon. None: it was not signed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One subscription as the provider tells it."""
+
+    id: str
+    topic: str
+    """What it is to: one of `webhook_topics`."""
+    callback: str
+    """Where its events go."""
+    expires_at: datetime | None = None
+
+
+class Ask(Protocol):
+    """Requests of the application itself, with no person's token. Raises `Wait` or `Refused`."""
+
+    def __call__(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        data: Mapping[str, str] | None = None,
+        json: Json = None,
+    ) -> Json: ...
+
+
+class Secret(Protocol):
+    """A setting that is not shown."""
+
+    def get_secret_value(self) -> str: ...
+
+
 class Endpoints(Protocol):
     """The part of a provider's settings that its module reads."""
 
     @property
     def client_id(self) -> str: ...
+    @property
+    def client_secret(self) -> Secret: ...
+    @property
+    def api_url(self) -> str: ...
+    @property
+    def token_url(self) -> str: ...
+    @property
+    def webhook_secret(self) -> Secret: ...
+    @property
+    def webhook_keys_url(self) -> str: ...
+    @property
+    def project(self) -> str: ...
+    @property
+    def service_account(self) -> Secret: ...
     @property
     def authorize_url(self) -> str: ...
     @property
@@ -209,6 +302,8 @@ class Provider(ABC):
     """What we ask the person for."""
     streams: ClassVar[tuple[Stream, ...]]
     scope_separator: ClassVar[str] = " "
+    one_subscription: ClassVar[bool] = False
+    """Whether an application can have one subscription to its webhooks only."""
     pkce: ClassVar[bool] = False
     """Whether its sign-in takes a proof key (RFC 7636), which makes a stolen code worthless."""
     revokes_access: ClassVar[bool] = False
@@ -333,6 +428,60 @@ class Provider(ABC):
         """Whether the answer says that the grant is no more; it may have ended before (RFC 7009, 2.2)."""
         unknown = status == 400 and isinstance(reply, dict) and reply.get("error") == "invalid_token"
         return 200 <= status < 300 or unknown
+
+    # Webhooks. A provider without topics has none.
+
+    def webhook_topics(self, settings: Endpoints) -> tuple[str, ...]:
+        """What has to be subscribed to: a subscription for each."""
+        return ()
+
+    def webhook(self, settings: Endpoints, call: Call, known: Known) -> Heard:
+        """What a call to our address means. Raises `Forged` unless it is the provider's, and of now."""
+        raise Forged(f"{self.title} has no webhooks")
+
+    def webhook_keys(self, ask: Ask, settings: Endpoints) -> Json:
+        """The public keys that the provider signs with, where it does."""
+        return None
+
+    def subscriptions(self, ask: Ask, settings: Endpoints) -> list[Subscription]:
+        """All subscriptions of the application, whoever made them."""
+        return []
+
+    def subscribe(self, ask: Ask, settings: Endpoints, topic: str, callback: str) -> None:
+        """Make one. The provider calls `callback` before this returns, and wants the right answer."""
+        raise Refused(f"{self.title} has no webhooks")
+
+    def renew(self, ask: Ask, settings: Endpoints, subscription: Subscription) -> None:
+        """Put off its end."""
+        raise Refused(f"{self.title}'s subscriptions have no end")
+
+    def unsubscribe(self, ask: Ask, settings: Endpoints, subscription: Subscription) -> None:
+        """End it."""
+        raise Refused(f"{self.title} has no webhooks")
+
+
+def webhook_secret(settings: Endpoints) -> str:
+    """What only we and the provider know: the setting, or else one made of the client's secret.
+
+    Raises `Forged` when there is neither: nobody could prove anything.
+    """
+    secret, ours = settings.webhook_secret.get_secret_value(), settings.client_secret.get_secret_value()
+    if not (secret or ours):
+        raise Forged("there is no secret to check webhooks with")
+    return secret or hmac.new(ours.encode(), b"lifelogger webhooks", "sha256").hexdigest()
+
+
+def same(given: str, expected: str) -> bool:
+    """Whether two secrets are the same, in constant time."""
+    return hmac.compare_digest(given.encode(errors="surrogatepass"), expected.encode(errors="surrogatepass"))
+
+
+def parsed(body: bytes) -> Json:
+    """The JSON of a call whose sender is known. Raises `Forged`: the provider sends no such thing."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise Forged("it is not JSON") from None
 
 
 def split_scopes(value: Json) -> tuple[str, ...] | None:

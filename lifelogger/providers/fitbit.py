@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from lifelogger.errors import BadRecord
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+
+from lifelogger.errors import BadRecord, Forged, Refused
 from lifelogger.providers.base import (
+    Ask,
+    Call,
     Endpoints,
+    Event,
+    Heard,
     Http,
     Json,
+    Known,
     Page,
     Pool,
     Provider,
     Record,
     RevokeRequest,
     Stream,
+    Subscription,
     Window,
     begun,
     count,
@@ -30,11 +43,15 @@ from lifelogger.providers.base import (
     lived,
     midnight,
     number,
+    parsed,
+    plain_id,
+    same,
     scaled,
     shown,
     text,
     told_id,
     utc_offset,
+    webhook_secret,
     whole_list,
     word,
 )
@@ -240,6 +257,61 @@ class Fitbit(Provider):
         """Webhooks name the person by it, too."""
         return told_id(http, "/v4/users/me/identity", "healthUserId")
 
+    # Webhooks: one subscriber for the project, which is told of whoever has granted us the data type.
+
+    def webhook_topics(self, settings: Endpoints) -> tuple[str, ...]:
+        """A subscriber needs a project; without one there are no webhooks."""
+        return (",".join(self._types(settings)),) if settings.project else ()
+
+    def webhook(self, settings: Endpoints, call: Call, known: Known) -> Heard:
+        """The two calls of the verification, or notifications: signed, and with the subscriber's secret."""
+        if not same(call.headers.get("authorization", ""), f"Bearer {webhook_secret(settings)}"):
+            raise Forged("its Authorization is not ours")
+        signature = call.headers.get("google-health-api-signature", "")
+        if call.method == "POST" and not signature and parsed(call.body) == {"type": "verification"}:
+            return Heard(status=201)
+        check_signature(signature, call.body, known.keys)
+        told = parsed(call.body)
+        events = []
+        for each in told if isinstance(told, list) else [told]:
+            data = each.get("data") if isinstance(each, dict) else None
+            data = data if isinstance(data, dict) else {}
+            owner, about = plain_id(data.get("healthUserId")), str(data.get("dataType")).replace("_", "-")
+            streams = tuple(stream.name for stream in self.streams if SOURCES[stream.name].type == about)
+            if owner is not None and streams:
+                events.append(Event(owner, streams))
+        return Heard(tuple(events), status=204, signature=signature)
+
+    def webhook_keys(self, ask: Ask, settings: Endpoints) -> Json:
+        return ask("GET", settings.webhook_keys_url)
+
+    def subscriptions(self, ask: Ask, settings: Endpoints) -> list[Subscription]:
+        found = ask("GET", subscribers(settings), headers=account_of(ask, settings))
+        found = found.get("subscribers") if isinstance(found, dict) else None
+        return [
+            Subscription(str(each["name"]), ",".join(types_of(each)), str(each["endpointUri"]))
+            for each in listed(found)
+            if isinstance(each, dict) and {"name", "endpointUri"} <= each.keys()
+        ]
+
+    def subscribe(self, ask: Ask, settings: Endpoints, topic: str, callback: str) -> None:
+        wanted = {
+            "endpointUri": callback,
+            "subscriberConfigs": [
+                {"dataTypes": topic.split(","), "subscriptionCreatePolicy": "AUTOMATIC"},
+            ],
+            "endpointAuthorization": {"secret": f"Bearer {webhook_secret(settings)}"},
+        }
+        ask("POST", subscribers(settings), headers=account_of(ask, settings), json=wanted)
+
+    def unsubscribe(self, ask: Ask, settings: Endpoints, subscription: Subscription) -> None:
+        address = f"{settings.api_url}/v4/{subscription.id}"
+        ask("DELETE", address, headers=account_of(ask, settings), params={"force": "true"})
+
+    def _types(self, settings: Endpoints) -> list[str]:
+        """The data types of all that is read."""
+        return sorted({SOURCES[each.name].type for each in self.streams if each.wanted(settings)})
+
     def refusal(self, status: int, reply: Json) -> str | None:
         """What the person can mend."""
         if self.refuses_account(status, reply):
@@ -253,6 +325,110 @@ class Fitbit(Provider):
         return any(
             isinstance(each, dict) and each.get("reason") == "ACCOUNT_NOT_LINKED" for each in listed(details)
         )
+
+
+# Webhooks
+
+
+def check_signature(signature: str, body: bytes, keys: Json) -> None:
+    """Raises `Forged` unless one of Google's keys signed the body (ECDSA P-256, SHA-256).
+
+    A signature is in Tink's form: a byte 1, the id of the key in four bytes, and the signature in DER, all
+    that in base64. The keys are a Tink keyset in JSON.
+    """
+    try:
+        raw = base64.b64decode(signature, validate=True)
+    except (binascii.Error, ValueError):
+        raw = b""
+    if len(raw) < 6 or raw[0] != 1:
+        raise Forged("its signature is none")
+    key = public_key(keys, int.from_bytes(raw[1:5], "big"))
+    if key is None:
+        raise Forged("it is signed with a key that is not known")
+    try:
+        key.verify(raw[5:], body, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        raise Forged("its signature is not right") from None
+
+
+def public_key(keyset: Json, key_id: int) -> ec.EllipticCurvePublicKey | None:
+    """An enabled key of a keyset; None: it has none of that id that can be read."""
+    keys = keyset.get("key") if isinstance(keyset, dict) else None
+    for each in listed(keys):
+        if isinstance(each, dict) and each.get("keyId") == key_id and each.get("status") == "ENABLED":
+            try:
+                x, y = coordinates(base64.b64decode(each["keyData"]["value"]))
+                return ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key()
+            except (KeyError, TypeError, ValueError):
+                return None
+    return None
+
+
+def coordinates(message: bytes) -> tuple[int, int]:
+    """The point of Tink's `EcdsaPublicKey`: fields 3 and 4 of a protocol buffer. Raises ValueError."""
+    found, place = dict[int, int](), 0
+    while place + 1 < len(message):
+        tag, length = message[place], message[place + 1]
+        place += 2
+        if tag & 7 == 2:  # with a length
+            found[tag >> 3] = int.from_bytes(message[place : place + length], "big")
+            place += length
+    if not {3, 4} <= found.keys():
+        raise ValueError("no point of a curve")
+    return found[3], found[4]
+
+
+def subscribers(settings: Endpoints) -> str:
+    return f"{settings.api_url}/v4/projects/{settings.project}/subscribers"
+
+
+def types_of(subscriber: dict[str, Json]) -> list[str]:
+    """The data types that a subscriber is told of, without being asked for each person."""
+    found = set()
+    for config in listed(subscriber.get("subscriberConfigs")):
+        if isinstance(config, dict) and config.get("subscriptionCreatePolicy") == "AUTOMATIC":
+            found |= {each for each in listed(config.get("dataTypes")) if isinstance(each, str)}
+    return sorted(found)
+
+
+def account_of(ask: Ask, settings: Endpoints) -> dict[str, str]:
+    """The project's own authorisation: a token for its service account (RFC 7523), or one set as it is."""
+    secret = settings.service_account.get_secret_value()
+    try:
+        account = json.loads(secret)
+    except ValueError:
+        account = None
+    if not isinstance(account, dict):
+        return {"Authorization": f"Bearer {secret}"}
+    now = int(time.time())
+    claims = {
+        "iss": account.get("client_email"),
+        "scope": "https://www.googleapis.com/auth/cloud-platform",
+        "aud": settings.token_url,
+        "iat": now,
+        "exp": now + 3600,
+    }
+    said = ".".join(map(urlsafe, ({"alg": "RS256", "typ": "JWT"}, claims)))
+    try:
+        key = serialization.load_pem_private_key(str(account.get("private_key")).encode(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise Refused("Fitbit: the service account's key cannot be read")
+    proof = base64.urlsafe_b64encode(key.sign(said.encode(), padding.PKCS1v15(), hashes.SHA256()))
+    form = {
+        "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
+        "assertion": f"{said}.{proof.rstrip(b'=').decode()}",
+    }
+    reply = ask("POST", settings.token_url, data=form)
+    token = reply.get("access_token") if isinstance(reply, dict) else None
+    if not isinstance(token, str):
+        raise Refused("Fitbit: the service account gets no token")
+    return {"Authorization": f"Bearer {token}"}
+
+
+def urlsafe(value: Json) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
 
 
 # Asking

@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from lifelogger.errors import BadRecord
+from lifelogger.errors import BadRecord, Forged
 from lifelogger.providers.base import (
+    Ask,
+    Call,
     Endpoints,
+    Event,
+    Heard,
     Http,
     Json,
+    Known,
     Page,
     Pool,
     Provider,
     Record,
     RevokeRequest,
     Stream,
+    Subscription,
     Window,
     begun,
     count,
+    instant,
     joules,
     lasted,
     lived,
     midnight,
     number,
+    parsed,
     plain_id,
+    same,
     shown,
     text,
     told_id,
+    webhook_secret,
     whole_list,
     word,
 )
 
 SPAN = timedelta(days=90)
 """How much of the past one page holds: all replies of a span, so that what is read of it is whole."""
+SUBSCRIPTIONS = "/v2/webhook/subscription"
+HAPPENED = ("create", "update", "delete")
+TAKEN_FOR = timedelta(minutes=90)
+"""So far from now may the time of an event's signature be: it is tried again for about an hour."""
 SERIES_SPAN = timedelta(days=30)
 """The same of a series of samples, of which there are hundreds a day."""
 MARGIN = timedelta(days=2)
@@ -177,6 +192,64 @@ class Oura(Provider):
         ended = "refused (403) although it was granted: usually the person's Oura subscription has ended"
         return ended if status == 403 else None
 
+    # Webhooks: a subscription for each collection and each of three things that happen to its documents.
+
+    def webhook_topics(self, settings: Endpoints) -> tuple[str, ...]:
+        """Not of heart rates: there are none."""
+        wanted = [each.name for each in self.streams if each.wanted(settings) and each.kind != "body"]
+        return tuple(f"{name} {happened}" for name in wanted for happened in HAPPENED)
+
+    def webhook(self, settings: Endpoints, call: Call, known: Known) -> Heard:
+        """The handshake, or an event, signed together with its time by the client's secret.
+
+        Whether one that is sent again, for an hour, is signed anew is not told: so it is taken for as long.
+        """
+        if call.method == "GET":
+            if not same(call.query.get("verification_token", ""), webhook_secret(settings)):
+                raise Forged("verification_token is not ours")
+            return Heard(reply={"challenge": call.query.get("challenge", "")[:200]})
+        at, key = call.headers.get("x-oura-timestamp", ""), settings.client_secret.get_secret_value()
+        signature = call.headers.get("x-oura-signature", "")
+        expected = hmac.new(key.encode(), at.encode("latin-1", "replace") + call.body, "sha256").hexdigest()
+        if not key or not same(signature, expected.upper()):
+            raise Forged("its signature is not right")
+        if not abs(known.now - signed_at(at)) <= TAKEN_FOR:
+            raise Forged("it is too old")
+        event = parsed(call.body)
+        owner = plain_id(event.get("user_id")) if isinstance(event, dict) else None
+        if owner is None:
+            raise Forged("it is nobody's")
+        streams = [each.name for each in self.streams if each.name == event.get("data_type")]
+        return Heard((Event(owner, tuple(streams)),) if streams else (), signature=signature)
+
+    def subscriptions(self, ask: Ask, settings: Endpoints) -> list[Subscription]:
+        found = ask("GET", settings.api_url + SUBSCRIPTIONS, headers=application(settings))
+        return [
+            Subscription(
+                str(each["id"]),
+                f"{each['data_type']} {each['event_type']}",
+                str(each["callback_url"]),
+                instant(each["expiration_time"]),
+            )
+            for each in (found if isinstance(found, list) else [])
+            if isinstance(each, dict)
+            and {"id", "data_type", "event_type", "callback_url", "expiration_time"} <= each.keys()
+        ]
+
+    def subscribe(self, ask: Ask, settings: Endpoints, topic: str, callback: str) -> None:
+        name, happened = topic.split()
+        wanted = {"callback_url": callback, "verification_token": webhook_secret(settings)}
+        wanted |= {"data_type": name, "event_type": happened}
+        ask("POST", settings.api_url + SUBSCRIPTIONS, headers=application(settings), json=wanted)
+
+    def renew(self, ask: Ask, settings: Endpoints, subscription: Subscription) -> None:
+        address = f"{settings.api_url}{SUBSCRIPTIONS}/renew/{subscription.id}"
+        ask("PUT", address, headers=application(settings))
+
+    def unsubscribe(self, ask: Ask, settings: Endpoints, subscription: Subscription) -> None:
+        address = f"{settings.api_url}{SUBSCRIPTIONS}/{subscription.id}"
+        ask("DELETE", address, headers=application(settings))
+
     def retry_at(self, headers: Mapping[str, str], now: datetime) -> datetime | None:
         """`Retry-After`, or else the second at which the window is reset."""
         reset = headers.get("X-RateLimit-Reset", "")
@@ -184,6 +257,22 @@ class Oura(Provider):
         if found is None and reset.isdecimal() and len(reset) < 12:
             found = max(now, datetime.fromtimestamp(int(reset), UTC))
         return found
+
+
+# Webhooks
+
+
+def application(settings: Endpoints) -> dict[str, str]:
+    """Who we are, where no person's token says so."""
+    return {"x-client-id": settings.client_id, "x-client-secret": settings.client_secret.get_secret_value()}
+
+
+def signed_at(value: str) -> datetime:
+    """The time of a signature: epoch seconds, or ISO 8601, since no document says which."""
+    try:
+        return instant(int(value) if value.isdecimal() else value)
+    except BadRecord:
+        raise Forged("its time is none") from None
 
 
 # Collections

@@ -6,26 +6,35 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
-from lifelogger.errors import BadRecord, Unavailable
+from lifelogger.errors import BadRecord, Forged, Unavailable
 from lifelogger.providers.base import (
     LONGEST,
+    Ask,
+    Call,
     Endpoints,
+    Event,
+    Heard,
     Http,
     Json,
+    Known,
     Page,
     Pool,
     Provider,
     Record,
     Stream,
+    Subscription,
     Usage,
     Window,
     begun,
     date_there,
     number,
+    parsed,
+    same,
     scaled,
     shown,
     text,
     utc_offset,
+    webhook_secret,
     word,
 )
 
@@ -101,6 +110,7 @@ class Strava(Provider):
     scopes = ("read", "activity:read_all")
     streams = (Stream("activities", "activity", scopes=("activity:read_all", "activity:read")),)
     scope_separator = ","
+    one_subscription = True
 
     def pages(self, http: Http, stream: Stream, window: Window) -> Iterator[Page]:
         """Walk back from the newest activity until one lies before the window.
@@ -208,6 +218,48 @@ class Strava(Provider):
         athlete = reply.get("athlete") if isinstance(reply, dict) else None
         return whole_number(athlete)
 
+    # Webhooks: one subscription for the application, and events that are not signed.
+
+    def webhook_topics(self, settings: Endpoints) -> tuple[str, ...]:
+        return ("all",)
+
+    def webhook(self, settings: Endpoints, call: Call, known: Known) -> Heard:
+        """The handshake, or an event: of one of our subscriptions, and otherwise a hint at best.
+
+        Anybody can send one, even that a person left: so whether it is true is asked over the API.
+        """
+        if call.method == "GET":
+            if not same(call.query.get("hub.verify_token", ""), webhook_secret(settings)):
+                raise Forged("hub.verify_token is not ours")
+            return Heard(reply={"hub.challenge": call.query.get("hub.challenge", "")[:200]})
+        event = parsed(call.body)
+        if not isinstance(event, dict) or str(event.get("subscription_id")) not in known.subscriptions:
+            raise Forged("it is of no subscription of ours")
+        owner = whole_number({"id": event.get("owner_id")})
+        if owner is None:
+            raise Forged("it is nobody's")
+        updates = event.get("updates")
+        left = isinstance(updates, dict) and str(updates.get("authorized")).lower() == "false"
+        if event.get("object_type") == "athlete":
+            return Heard((Event(owner, deauthorised=True),) if left else ())
+        return Heard((Event(owner, tuple(stream.name for stream in self.streams)),))
+
+    def subscriptions(self, ask: Ask, settings: Endpoints) -> list[Subscription]:
+        found = ask("GET", f"{settings.api_url}/push_subscriptions", params=application(settings))
+        return [
+            Subscription(str(each["id"]), "all", str(each["callback_url"]))
+            for each in (found if isinstance(found, list) else [])
+            if isinstance(each, dict) and {"id", "callback_url"} <= each.keys()
+        ]
+
+    def subscribe(self, ask: Ask, settings: Endpoints, topic: str, callback: str) -> None:
+        form = {"callback_url": callback, "verify_token": webhook_secret(settings)}
+        ask("POST", f"{settings.api_url}/push_subscriptions", data={**application(settings), **form})
+
+    def unsubscribe(self, ask: Ask, settings: Endpoints, subscription: Subscription) -> None:
+        address = f"{settings.api_url}/push_subscriptions/{subscription.id}"
+        ask("DELETE", address, params=application(settings))
+
     def grant_is_dead(self, status: int, reply: Json) -> bool:
         """Strava answers a dead refresh token with a 400 of its own shape, not `invalid_grant`."""
         if super().grant_is_dead(status, reply):
@@ -219,6 +271,11 @@ class Strava(Provider):
             and error.get("code") == "invalid"
             for error in (errors if isinstance(errors, list) else [])
         )
+
+
+def application(settings: Endpoints) -> dict[str, str]:
+    """Who we are, where no person's token says so."""
+    return {"client_id": settings.client_id, "client_secret": settings.client_secret.get_secret_value()}
 
 
 def readable_start(item: Json) -> datetime | None:

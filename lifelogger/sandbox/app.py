@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from lifelogger.sandbox import hooks
 from lifelogger.sandbox.calls import Call, Reply, compact
 from lifelogger.sandbox.control import control_app
 from lifelogger.sandbox.faults import UNSET, Asked, Fault
@@ -38,10 +39,15 @@ class App:
         self.world = world
         self.control = control_app(world)
         self.ending = asyncio.Event()
+        self.postman: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"the sandbox speaks HTTP, not {scope['type']}")
+        if self.postman is None:
+            self.postman = asyncio.create_task(hooks.run(self.world.providers))
+        elif self.postman.done():
+            self.postman.result()  # it failed: whoever asks next shall know
         first, _, rest = scope["path"].lstrip("/").partition("/")
         provider = self.world.providers.get(first)
         if provider:
@@ -155,6 +161,8 @@ class Exchange:
             await self._wait(hold.released.wait())
         if fault is None:
             reply = self._answer()
+            if reply.later:
+                reply = await reply.later()
             entry.status = reply.status
             await self._start(reply, length=len(reply.body))
             await self._body(reply.body)

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeGuard
 
@@ -30,6 +30,8 @@ class Reply:
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     content_type: str = JSON
+    later: Callable[[], Awaitable[Reply]] | None = None
+    """What is answered instead, after something that takes its time; outside of any transaction."""
 
 
 def json_reply(status: int, value: Any) -> Reply:

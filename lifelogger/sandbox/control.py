@@ -67,6 +67,9 @@ def control_app(world: World) -> Starlette:
             _post("spend", control.spend),
             _get("settings", control.show_settings),
             _post("settings", control.set_settings),
+            _get("webhooks", control.webhooks),
+            _post("webhooks", control.disturb_webhooks),
+            _post("webhooks/forge", control.forge_webhooks),
             _post("people/{person}/revoke", control.revoke),
             _post("people/{person}/expire", control.expire),
             _get("ledger", control.ledger),
@@ -160,7 +163,11 @@ class Control:
             values |= _moved(provider.start_in(own))
         edits = [*merged(fields), *removed(_words(body, "remove") or ())]
         with self.world.state:
-            return {"key": key, "item": provider.change(person, stream, key, edits, **values)}
+            item = provider.change(person, stream, key, edits, **values)
+        deleted = values.get("deleted")
+        what = "update" if deleted is None else "delete" if deleted else "create"
+        provider.hooks.happened(person, stream, key, what)
+        return {"key": key, "item": item}
 
     def truth(self, params: Json, body: Json) -> list[Any]:
         """All activities that can be seen of a person now, private or not, newest first."""
@@ -197,19 +204,26 @@ class Control:
         with self.world.state:
             activity = self.world.activities.add(activity)
             edits = {name: value for name, value in body.items() if name in ("fields", "remove", "raw")}
-            return self._edit(provider, activity, edits)
+            added = self._edit(provider, activity, edits)
+        for each in self.world.providers.values():
+            if each.activity_stream and activity.uploaded <= now:
+                each.hooks.happened(person, each.activity_stream, str(activity.key), "create")
+        return added
 
     def edit(self, params: Json, body: Json) -> Any:
         """Change what an activity's item says: `fields`, `remove`, `raw`, `start`."""
         _only(body, "fields", "remove", "raw", "start", "provider")
-        provider = self._provider(body)
+        provider, activity = self._provider(body), self._activity(params)
         with self.world.state:
-            return self._edit(provider, self._activity(params), body)
+            edited = self._edit(provider, activity, body)
+        self._happened(provider, activity, "update")
+        return edited
 
     def delete(self, params: Json, body: Json) -> Json:
         provider, activity = self._provider(params), self._activity(params)
         with self.world.state:
             self._change(provider, activity, (), deleted=True)
+        self._happened(provider, activity, "delete")
         return {}
 
     def faults(self, params: Json, body: Json) -> list[Json]:
@@ -275,8 +289,38 @@ class Control:
     def revoke(self, params: Json, body: Json) -> Json:
         """The person takes back what they granted, to all applications."""
         provider, person = self._provider(body), self._person(params["person"])
+        provider.hooks.happened(person, "", "", "revoke")
         with self.world.state:
             return {"grants": provider.grants.revoke(person.user_id, self.world.clock.now())}
+
+    def webhooks(self, params: Json, body: Json) -> Json:
+        """Who subscribed, and what became of each delivery, oldest first."""
+        hooks = self._provider(params).hooks
+        return {
+            "subscriptions": [asdict(each) for each in hooks.subscriptions.values()],
+            "deliveries": [each.describe() for each in hooks.deliveries],
+        }
+
+    def disturb_webhooks(self, params: Json, body: Json) -> Json:
+        """Of the next deliveries so many are `lost`, `doubled` or `reordered`; all are `late` by seconds."""
+        _only(body, "provider", "lost", "doubled", "reordered", "late")
+        mischief = self._provider(body).hooks.mischief
+        for name in ("lost", "doubled", "reordered"):
+            if not whole(body.get(name, 0)):
+                raise Mistake(f"{name}: {body[name]!r} is not a whole number")
+            setattr(mischief, name, body.get(name, getattr(mischief, name)))
+        if body.get("late") is not None:
+            mischief.late = _number(body, "late")
+        return {name: getattr(mischief, name) for name in ("lost", "doubled", "reordered", "late")}
+
+    def forge_webhooks(self, params: Json, body: Json) -> Json:
+        """Somebody who knows the address and the person's id sends events of their own."""
+        _only(body, "provider", "person", "stream", "number")
+        provider, person = self._provider(body), self._person(body.get("person"))
+        number = body.get("number", 1)
+        if not whole(number):
+            raise Mistake(f"number: {number!r} is not a whole number")
+        return {"sent": provider.hooks.forge(person, _stream(provider, body), number)}
 
     def expire(self, params: Json, body: Json) -> Json:
         """The person's access tokens are past their time."""
@@ -355,6 +399,10 @@ class Control:
         if activity is None:
             raise Mistake(f"no activity {key}")
         return activity
+
+    def _happened(self, provider: Provider, activity: Activity, what: str) -> None:
+        person = self.world.people.all[activity.owner]
+        provider.hooks.happened(person, provider.activity_stream, str(activity.key), what)
 
     def _edit(self, provider: Provider, activity: Activity, body: Json) -> Json:
         """Apply what a request says beyond the activity itself; its id and what its item is then.

@@ -12,11 +12,16 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime, timedelta
+from secrets import token_hex
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo
 
-from lifelogger.sandbox.calls import Call, Reply, Route, json_reply, route
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from lifelogger.sandbox import hooks
+from lifelogger.sandbox.calls import Call, Mistake, Reply, Route, bearer, json_reply, route
 from lifelogger.sandbox.days import Beat, Day, Sleep, beats, days, sleeps
 from lifelogger.sandbox.grants import Token
 from lifelogger.sandbox.ledger import OTHER, PAGE, READ, TOKEN
@@ -100,8 +105,25 @@ SUMMED = {
 }
 
 
+SUBSCRIBERS = "/v4/projects/{project}/subscribers"
+KEYS = "/googlehealthapi/webhooks/webhooks_public_keyset.json"
+KEY_ID = 1_790_000_001
+
 SAMPLES = "heart-rate-samples"
 """The stream of `heart-rate` as a list; by its own name it is the roll-up."""
+
+
+def subscriber(about: hooks.Subscription) -> dict[str, Any]:
+    """A `Subscriber`; its secret is not told again."""
+    config = {"dataTypes": about.about, "subscriptionCreatePolicy": "AUTOMATIC"}
+    return {
+        "name": about.id,
+        "endpointUri": about.callback,
+        "subscriberConfigs": [config],
+        "endpointAuthorization": {"secretSet": True},
+        "state": "ACTIVE",
+        "createTime": utc(about.created),
+    }
 
 
 class Invalid(Refusal):
@@ -138,6 +160,10 @@ class Fitbit(Provider):
             route(READ, f"GET {points}", self._list, self.base),
             route(READ, f"GET {points}:reconcile", self._list, self.base),
             route(READ, f"POST {points}:dailyRollUp", self._roll_up, self.base),
+            route(OTHER, f"GET {SUBSCRIBERS}", self._subscribers),
+            route(OTHER, f"POST {SUBSCRIBERS}", self._subscribe),
+            route(OTHER, f"DELETE {SUBSCRIBERS}/{{key}}", self._unsubscribe),
+            route(PAGE, f"GET {KEYS}", self._keys),
             route(TOKEN, "POST /token", self.token),
             route(TOKEN, "POST /revoke", self.revoke),
             route(PAGE, "GET /o/oauth2/v2/auth", self.authorize),
@@ -236,6 +262,105 @@ class Fitbit(Provider):
             f"{name} {first} {end} {person.user_id}",
             call.endless,
         )
+
+    # Webhooks
+
+    hook_streams = tuple(dict.fromkeys((*LISTED, *SUMMED)))
+    hook_retries = tuple(min(60 * 2**turn, 43_200) for turn in range(20))
+    """Again and again for about a week; how far apart is not told."""
+
+    def _project(self, call: Call) -> str:
+        """The application whose project it is, by the token of a service account.
+
+        An application's secret is taken for one: whose account it is cannot be known here.
+        """
+        word = bearer(call)
+        found = [client for client, secret in self.secrets.items() if secret == word]
+        if not found or not word:
+            raise Refusal(401, "no service account", self.failure(401))
+        return found[0]
+
+    def _subscribers(self, call: Call) -> Reply:
+        mine = self.hooks.of(self._project(call))
+        return json_reply(200, {"subscribers": [subscriber(each) for each in mine]} if mine else {})
+
+    def _subscribe(self, call: Call) -> Reply:
+        """Made once its endpoint has shown that it knows the secret from none."""
+        client = self._project(call)
+        try:
+            asked = json.loads(call.body)
+            url, secret = hooks.here(asked["endpointUri"]), str(asked["endpointAuthorization"]["secret"])
+            wanted = [name for each in asked["subscriberConfigs"] for name in each["dataTypes"]]
+            policies = {each["subscriptionCreatePolicy"] for each in asked["subscriberConfigs"]}
+        except (ValueError, TypeError, KeyError, Mistake) as error:
+            raise Invalid(f"the body: {error}") from None
+        if policies != {"AUTOMATIC"} or not set(wanted) <= set(self.hook_streams):
+            raise Invalid("a policy or a data type that is not simulated")
+
+        async def later() -> Reply:
+            body = b'{"type":"verification"}'
+            with_secret, _ = await hooks.call("POST", url, body, {"Authorization": secret}, self.hook_timeout)
+            without, _ = await hooks.call("POST", url, body, {}, self.hook_timeout)
+            if with_secret != 201 or without not in (401, 403):
+                return fault(400, "FAILED_PRECONDITION", "Endpoint verification failed.")
+            name = f"projects/{call.params['project']}/subscribers/{token_hex(8)}"
+            made = hooks.Subscription(name, client, url, secret, wanted, self.clock.now())
+            self.hooks.add(made)
+            return json_reply(200, {"name": f"operations/{name}", "done": True, "response": subscriber(made)})
+
+        return Reply(200, later=later)
+
+    def _unsubscribe(self, call: Call) -> Reply:
+        name = f"projects/{call.params['project']}/subscribers/{call.params['key']}"
+        if name not in {each.id for each in self.hooks.of(self._project(call))}:
+            raise Refusal(404, "no such subscriber")
+        self.hooks.remove(name)
+        return json_reply(200, {"done": True})
+
+    def _key(self) -> ec.EllipticCurvePrivateKey:
+        """What Google signs with; made when it is needed first."""
+        known = self.state.get("fitbit.signing_key")
+        if known is None:
+            made = ec.generate_private_key(ec.SECP256R1())
+            self.state.put("fitbit.signing_key", f"{made.private_numbers().private_value:x}")
+            return made
+        return ec.derive_private_key(int(known, 16), ec.SECP256R1())
+
+    def _keys(self, call: Call) -> Reply:
+        """A Tink keyset."""
+        point = self._key().public_key().public_numbers()
+        parts = b"".join(
+            bytes((tag, 33, 0)) + number.to_bytes(32, "big") for tag, number in ((26, point.x), (34, point.y))
+        )
+        data = {
+            "typeUrl": "type.googleapis.com/google.crypto.tink.EcdsaPublicKey",
+            "value": base64.b64encode(b"\x12\x06\x08\x03\x10\x02\x18\x02" + parts).decode(),
+            "keyMaterialType": "ASYMMETRIC_PUBLIC",
+        }
+        key = {"keyData": data, "status": "ENABLED", "keyId": KEY_ID, "outputPrefixType": "TINK"}
+        return json_reply(200, {"primaryKeyId": KEY_ID, "key": [key]})
+
+    def hook_event(self, event: hooks.Event, to: hooks.Subscription) -> Any:
+        if event.stream not in to.about:
+            return None
+        span = {"startTime": utc(event.at - DAY_SECONDS), "endTime": utc(event.at)}
+        data = {
+            "version": "1",
+            "healthUserId": health_id(event.person),
+            "operation": "DELETE" if event.what == "delete" else "UPSERT",
+            "dataType": event.stream,
+            "intervals": [{"physicalTimeInterval": span}],
+        }
+        return [{"data": data}]
+
+    def hook_headers(
+        self, body: bytes, to: hooks.Subscription, now: float, *, forged: bool
+    ) -> dict[str, str]:
+        """Google's key signs the body, in Tink's form. Who forges may have got hold of the Authorization."""
+        key = ec.generate_private_key(ec.SECP256R1()) if forged else self._key()
+        signed = b"\x01" + KEY_ID.to_bytes(4, "big") + key.sign(body, ec.ECDSA(hashes.SHA256()))
+        signature = base64.b64encode(signed).decode()
+        return {"Authorization": to.secret, "GOOGLE-HEALTH-API-SIGNATURE": signature}
 
     # Data points
 

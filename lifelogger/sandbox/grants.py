@@ -91,6 +91,11 @@ class Grants:
         )
         self.db.execute(sql, (int(now), self.provider, person))
 
+    def live(self) -> list[tuple[str, str]]:
+        """Every person and application that have a grant now."""
+        sql = "SELECT DISTINCT person, client FROM grants WHERE provider = ? AND revoked IS NULL"
+        return [(str(person), str(client)) for person, client in self.db.execute(sql, (self.provider,))]
+
     def newest_client(self) -> str:
         """The application that was let in last; empty when there is none."""
         sql = "SELECT client FROM grants WHERE provider = ? ORDER BY id DESC LIMIT 1"

@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from random import Random
+from secrets import token_hex
 from typing import Any, ClassVar
-from uuid import NAMESPACE_URL, UUID, uuid5
+from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 from zoneinfo import ZoneInfo
 
+from lifelogger.sandbox import hooks
 from lifelogger.sandbox.calls import Call, Mistake, Reply, Route, json_reply, route
 from lifelogger.sandbox.days import Beat, Day, Sleep, beats, days, local, sleeps
 from lifelogger.sandbox.grants import Grant
-from lifelogger.sandbox.ledger import PAGE, READ, TOKEN
+from lifelogger.sandbox.ledger import OTHER, PAGE, READ, TOKEN
 from lifelogger.sandbox.people import SPORTS, Activity, People, Person, Sport
 from lifelogger.sandbox.provider import FIRST, LAST, ONE, Item, Provider, Refusal
 
 WINDOW = 300
+SUBSCRIPTIONS = "/v2/webhook/subscription"
+SUBSCRIBED_DAYS = 30
+"""How long a subscription lasts is told with each, and in no document."""
 SCOPES = ("email", "personal", "daily", "heartrate", "workout", "tag", "session", "spo2Daily")
 COLLECTIONS = {
     "daily_activity": "daily",
@@ -91,6 +97,10 @@ class Oura(Provider):
             *(route(READ, f"GET /{name}/{{document}}", self._one, self.base) for name in COLLECTIONS),
             route(READ, f"GET /{SERIES}", self._heart_rate, self.base),
             route(READ, "GET /personal_info", self._personal_info, self.base),
+            route(OTHER, f"GET {SUBSCRIPTIONS}", self._subscriptions),
+            route(OTHER, f"POST {SUBSCRIPTIONS}", self._subscribe),
+            route(OTHER, f"PUT {SUBSCRIPTIONS}/renew/{{key}}", self._renew),
+            route(OTHER, f"DELETE {SUBSCRIPTIONS}/{{key}}", self._unsubscribe),
             route(TOKEN, "POST /oauth/token", self.token),
             route(TOKEN, "POST /oauth/revoke", self.revoke),
             route(PAGE, "GET /oauth/authorize", self.authorize),
@@ -204,6 +214,85 @@ class Oura(Provider):
         if "email" in scopes:
             told["email"] = f"{person.user_id}@example.org"
         return json_reply(200, told)
+
+    # Webhooks
+
+    hook_streams = tuple(COLLECTIONS)
+    hook_retries = (10, 20, 40, 80, 160, 320, 640, 640, 640, 640)
+    """Ten more tries, over about an hour."""
+    hook_gone = True
+
+    def _application(self, call: Call) -> str:
+        client = call.headers.get("x-client-id", "")
+        if not self.knows_client(client, call.headers.get("x-client-secret", "")):
+            raise Problem(401, "wrong client id or secret")
+        return client
+
+    def _subscriptions(self, call: Call) -> Reply:
+        return json_reply(200, [subscription(each) for each in self.hooks.of(self._application(call))])
+
+    def _subscribe(self, call: Call) -> Reply:
+        """Made once its callback has repeated a challenge."""
+        client = self._application(call)
+        try:
+            asked = json.loads(call.body)
+            url, secret = hooks.here(asked["callback_url"]), str(asked["verification_token"])
+            name, what = asked["data_type"], asked["event_type"]
+        except (ValueError, TypeError, KeyError, Mistake) as error:
+            raise Problem(422, f"the body: {error}", "body") from None
+        if name not in COLLECTIONS or what not in ("create", "update", "delete"):
+            raise Problem(422, f"no events {what} of {name}", "data_type")
+        word = token_hex(8)
+        query = {"verification_token": secret, "challenge": word}
+
+        async def later() -> Reply:
+            status, told = await hooks.challenge(url, query, self.hook_timeout)
+            if status != 200 or told != {"challenge": word}:
+                return problem(400, "the callback could not be verified")
+            now = self.clock.now()
+            made = hooks.Subscription(
+                str(uuid4()), client, url, secret, [name, what], now, now + SUBSCRIBED_DAYS * DAY_SECONDS
+            )
+            self.hooks.add(made)
+            return json_reply(201, subscription(made))
+
+        return Reply(201, later=later)
+
+    def _own(self, call: Call) -> hooks.Subscription:
+        mine = {each.id: each for each in self.hooks.of(self._application(call))}
+        if call.params["key"] not in mine:
+            raise Problem(403, "")
+        return mine[call.params["key"]]
+
+    def _renew(self, call: Call) -> Reply:
+        found = self._own(call)
+        found.expires = self.clock.now() + SUBSCRIBED_DAYS * DAY_SECONDS
+        self.hooks.keep()
+        return json_reply(200, subscription(found))
+
+    def _unsubscribe(self, call: Call) -> Reply:
+        self.hooks.remove(self._own(call).id)
+        return Reply(204)
+
+    def hook_event(self, event: hooks.Event, to: hooks.Subscription) -> Any:
+        if [event.stream, event.what] != to.about:
+            return None
+        key = str(UUID(int=int(event.key))) if event.stream == self.activity_stream else event.key
+        return {
+            "event_type": event.what,
+            "data_type": event.stream,
+            "object_id": key,
+            "event_time": datetime.fromtimestamp(event.at, UTC).isoformat(),
+            "user_id": account_id(event.person),
+        }
+
+    def hook_headers(
+        self, body: bytes, to: hooks.Subscription, now: float, *, forged: bool
+    ) -> dict[str, str]:
+        """Signed with the client's secret, together with the time."""
+        at, key = str(int(now)), "guessed" if forged else self.secrets[to.client]
+        signature = hmac.new(key.encode(), at.encode() + body, "sha256").hexdigest().upper()
+        return {"x-oura-timestamp": at, "x-oura-signature": signature}
 
     # Documents
 
@@ -329,6 +418,18 @@ class Oura(Provider):
 
     def issue(self, grant: Grant, now: float, refresh: str | None = None) -> dict[str, Any]:
         return {**super().issue(grant, now, refresh), "token_type": "bearer"}
+
+
+def subscription(about: hooks.Subscription) -> Document:
+    """A `WebhookSubscriptionModel`."""
+    name, what = about.about
+    return {
+        "id": about.id,
+        "callback_url": about.callback,
+        "event_type": what,
+        "data_type": name,
+        "expiration_time": datetime.fromtimestamp(about.expires or 0, UTC).isoformat(),
+    }
 
 
 # Errors and parameters

@@ -21,6 +21,7 @@ from lifelogger.sandbox.clock import Clock
 from lifelogger.sandbox.consent import Consent
 from lifelogger.sandbox.days import local
 from lifelogger.sandbox.grants import Grant, Grants, Token
+from lifelogger.sandbox.hooks import Event, Hooks, Subscription
 from lifelogger.sandbox.ledger import OTHER, PAGE, READ, TOKEN, USED_TWICE, Ledger
 from lifelogger.sandbox.people import Activity, People, Person
 from lifelogger.sandbox.state import State
@@ -79,6 +80,15 @@ class Provider(ABC):
     first_limits: ClassVar[Mapping[str, tuple[int, ...]]]
     """Requests per pool and window, as a new application gets them."""
 
+    hook_streams: ClassVar[Sequence[str]] = ()
+    """The streams that it sends webhooks of; empty: it sends none."""
+    hook_retries: ClassVar[Sequence[float]] = ()
+    """After how many seconds a delivery that was not taken is tried again, each time."""
+    hook_timeout: ClassVar[float] = 10
+    """Seconds that it waits for a reply."""
+    hook_gone: ClassVar[bool] = False
+    """Whether a 410 ends the subscription."""
+
     def __init__(
         self, state: State, clock: Clock, people: People, activities: Activities, ledger: Ledger
     ) -> None:
@@ -91,6 +101,7 @@ class Provider(ABC):
         self.grants = Grants(state, self.name)
         self.consent = Consent(self.grants, people, self.title, self.scopes, self.separator)
         self.routes = self.make_routes()
+        self.hooks = Hooks(self)
         self.load()
 
     def load(self) -> None:
@@ -99,6 +110,7 @@ class Provider(ABC):
         self.settings = {**self.defaults, **self.state.get(f"{self.name}.settings", {})}
         self.limits: dict[str, list[int]] = self.state.get(f"{self.name}.limits", first)
         self.secrets: dict[str, str] = self.state.get(f"{self.name}.secrets", {})
+        self.hooks.load()
 
     # What a provider says for itself
 
@@ -136,6 +148,16 @@ class Provider(ABC):
 
     def headers(self, call: Call) -> dict[str, str]:
         """Headers of whatever is replied to this request."""
+        return {}
+
+    # Webhooks
+
+    def hook_event(self, event: Event, to: Subscription) -> Any:
+        """What a subscription is told of an event; None: nothing."""
+        return None
+
+    def hook_headers(self, body: bytes, to: Subscription, now: float, *, forged: bool) -> dict[str, str]:
+        """What a delivery proves itself by; a forged one does it as well as a stranger can."""
         return {}
 
     # Routes and settings

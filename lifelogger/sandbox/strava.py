@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from random import Random
+from secrets import token_hex
 from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
+from lifelogger.sandbox import hooks
 from lifelogger.sandbox.activities import Shown
-from lifelogger.sandbox.calls import Call, Reply, Route, basic, compact, json_reply, route
+from lifelogger.sandbox.calls import Call, Mistake, Reply, Route, basic, compact, json_reply, route
 from lifelogger.sandbox.grants import Grant, Token
+from lifelogger.sandbox.hooks import here
 from lifelogger.sandbox.ledger import OTHER, PAGE, READ, TOKEN
 from lifelogger.sandbox.people import SPORTS, Activity, Measures, Person, Sport
 from lifelogger.sandbox.provider import Provider, Refusal, pair, utc
@@ -86,6 +89,9 @@ class Strava(Provider):
             route(READ, "GET /athlete", self._athlete, self.base),
             route(READ, "GET /activities/{id}", self._detail, self.base),
             route(READ, "GET /activities/{id}/streams", self._streams, self.base),
+            route(OTHER, "GET /push_subscriptions", self._subscriptions, self.base),
+            route(OTHER, "POST /push_subscriptions", self._subscribe, self.base),
+            route(OTHER, "DELETE /push_subscriptions/{id}", self._unsubscribe, self.base),
             route(TOKEN, "POST /oauth/token", self.token, self.base),
             route(TOKEN, "POST /oauth/revoke", self.revoke),
             route(PAGE, "GET /oauth/authorize", self.authorize),
@@ -194,6 +200,68 @@ class Strava(Provider):
         private = one.activity.private
         return bool(one.change.edited({"private": private}).get("private", private))
 
+    # Webhooks
+
+    hook_streams = ("activities",)
+    hook_retries = (60, 300)
+    """At most three tries; how far apart is not told."""
+    hook_timeout = 2
+
+    def _application(self, call: Call) -> str:
+        """Whose subscriptions are asked for. Raises `Refusal`."""
+        client = call.form.get("client_id") or call.asked("client_id") or ""
+        secret = call.form.get("client_secret") or call.asked("client_secret") or ""
+        if not self.knows_client(client, secret):
+            raise Refusal(401, "wrong client id or secret", self.failure(401))
+        return client
+
+    def _subscriptions(self, call: Call) -> Reply:
+        found = self.hooks.of(self._application(call))
+        return json_reply(200, [subscription(each) for each in found])
+
+    def _subscribe(self, call: Call) -> Reply:
+        """One for each application, once its callback has repeated a challenge."""
+        client, form = self._application(call), call.form
+        if self.hooks.of(client):
+            raise Refusal(400, "", fault(400, "Bad Request", "PushSubscription", "", "already exists"))
+        try:
+            url = here(form.get("callback_url", ""))
+        except Mistake as mistake:
+            raise Refusal(400, str(mistake), self._not_verifiable()) from None
+        word, secret = token_hex(8), form.get("verify_token", "")
+        query = {"hub.mode": "subscribe", "hub.challenge": word, "hub.verify_token": secret}
+
+        async def later() -> Reply:
+            status, told = await hooks.challenge(url, query, self.hook_timeout)
+            if status != 200 or told != {"hub.challenge": word}:
+                return self._not_verifiable()
+            number = max([300_000, *(int(each) for each in self.hooks.subscriptions)]) + 1
+            now = self.clock.now()
+            self.hooks.add(hooks.Subscription(str(number), client, url, secret, [], now))
+            return json_reply(201, {"id": number})
+
+        return Reply(201, later=later)
+
+    def _not_verifiable(self) -> Reply:
+        return fault(400, "Bad Request", "PushSubscription", "callback url", "not verifiable")
+
+    def _unsubscribe(self, call: Call) -> Reply:
+        client, wanted = self._application(call), call.params["id"]
+        if wanted not in {each.id for each in self.hooks.of(client)}:
+            raise Refusal(404, "no such subscription")
+        self.hooks.remove(wanted)
+        return Reply(204)
+
+    def hook_event(self, event: hooks.Event, to: hooks.Subscription) -> Any:
+        athlete = athlete_id(event.person)
+        told = {"owner_id": athlete, "subscription_id": int(to.id), "event_time": int(event.at)}
+        if event.what == "revoke":
+            happened = {"object_type": "athlete", "object_id": athlete, "aspect_type": "update"}
+            return {**happened, "updates": {"authorized": "false"}, **told}
+        updates = {"title": "Changed"} if event.what == "update" else {}
+        happened = {"object_type": "activity", "object_id": int(event.key), "aspect_type": event.what}
+        return {**happened, "updates": updates, **told}
+
     # Items
 
     def item(self, activity: Activity) -> Any:
@@ -273,6 +341,19 @@ class Strava(Provider):
 
 
 # Errors and parameters
+
+
+def subscription(about: hooks.Subscription) -> dict[str, Any]:
+    made = utc(about.created)
+    return {
+        "id": int(about.id),
+        "resource_state": 2,
+        "application_id": about.client,
+        "callback_url": about.callback,
+        "created_at": made,
+        "updated_at": made,
+    }
+
 
 FAULTS = {
     401: ("Authorization Error", "Athlete", "access_token", "invalid"),

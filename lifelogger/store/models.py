@@ -92,6 +92,8 @@ class User(Base):
 
     id: Mapped[str] = mapped_column(String(200), primary_key=True)
     created_at: Mapped[datetime]
+    asked_at: Mapped[datetime | None]
+    """When the sync that they asked for last begins, or began."""
 
 
 # Two indexes, so that each of the planner's two questions is one range of one of them, however many wait.
@@ -138,6 +140,12 @@ class Connection(Base):
     next_sync_at: Mapped[datetime | None]
     claimed_at: Mapped[datetime | None]
     news_at: Mapped[datetime | None]
+    news_streams: Mapped[list[str] | None] = mapped_column(Payload, nullable=True)
+    """The streams that the news is in, as a provider's webhooks named them; None: it may be in any."""
+    hint_after: Mapped[datetime | None]
+    """Before that no webhook makes us look again, whoever sent it."""
+    deauthorised_at: Mapped[datetime | None]
+    """When a webhook said that the person took the grant back, which no sync has found to be so yet."""
     wait_reason: Mapped[str | None]
     failures: Mapped[int] = mapped_column(default=0)
     """Failed syncs in a row: the back-off's exponent."""
@@ -324,7 +332,7 @@ class SyncRun(Base):
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     connection_id: Mapped[int] = mapped_column(ForeignKey("connections.id", ondelete="CASCADE"))
     trigger: Mapped[str] = mapped_column(String(20))
-    """What asked for it: `tick`, `asked`, …"""
+    """What asked for it: `tick`, `asked`, or `news` (a webhook)."""
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str] = mapped_column(String(20))
@@ -389,3 +397,28 @@ class Tick(Base):
     fired_at: Mapped[datetime]
     planned: Mapped[int | None]
     """How many users' syncs it sent; None: it died before it sent any."""
+
+
+class Webhook(Base):
+    """What we know of a provider's webhooks: the subscriptions it told, and the keys it signs with."""
+
+    __tablename__ = "webhooks"
+
+    provider: Mapped[str] = mapped_column(String(50), primary_key=True)
+    subscriptions: Mapped[list[dict[str, Any]]] = mapped_column(Payload)
+    """Each with `id`, `topic`, `callback` and `expires_at`, as of `checked_at`."""
+    keys: Mapped[Any] = mapped_column(Payload, nullable=True)
+    """Its public keys, as it publishes them."""
+    checked_at: Mapped[datetime]
+    fault: Mapped[str | None]
+    """Why the last check did not end well."""
+
+
+class WebhookCall(Base):
+    """A signed webhook that was taken: the primary key lets each have its effect once."""
+
+    __tablename__ = "webhook_calls"
+    __table_args__ = (Index("ix_webhook_calls_received", "received_at"),)
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    received_at: Mapped[datetime]

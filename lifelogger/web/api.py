@@ -114,8 +114,12 @@ def freshness(rt: Rt, user_id: str) -> Any:
 
 @router.post("/api/users/{user_id:user}/sync", status_code=202, dependencies=[needs("sync")])
 def sync(rt: Rt, health: Parts, user_id: str) -> Any:
-    """Ask for a sync now; `connections` says how many will look."""
-    return Json({"connections": ask_for_sync(rt, health, user_id)}, 202)
+    """Ask for a sync now: `connections` says how many will look, `at` when, `runs` which syncs it joined.
+
+    A person's wish has a sync begin once a minute. Sooner, it is served when the minute is over.
+    """
+    wish = ask_for_sync(rt, health, user_id)
+    return Json({"connections": wish.connections, "at": wish.at, "runs": wish.runs}, 202)
 
 
 @router.delete("/api/users/{user_id:user}/connections/{provider}", dependencies=[needs("erase")])

@@ -27,7 +27,7 @@ from lifelogger import __version__, api_keys
 from lifelogger.client import CursorUnknown, newest_cursor
 from lifelogger.runtime import Runtime
 from lifelogger.runtime import runtime as processwide
-from lifelogger.web import api, connect, login, pages, users
+from lifelogger.web import api, connect, login, pages, users, webhooks
 from lifelogger.web.access import key_of
 from lifelogger.web.health import DATABASE_SENTENCE, DATABASE_TROUBLE, REDIS_SENTENCE, Health
 from lifelogger.web.render import Json, explain, is_api, page
@@ -100,7 +100,9 @@ def create_app(runtime: Runtime | None = None, broker: dramatiq.Broker | None = 
     app.state.health = health = Health(rt)
     app.state.door = door = login.Door(token, rt.clock)
     app.state.watch = Watch(lambda: int(newest_cursor(runtime=rt)))
+    app.state.messenger = webhooks.Messenger(broker)
     app.include_router(login.router)
+    app.include_router(webhooks.router)
     app.include_router(api.router)
     app.include_router(pages.router)
     app.include_router(

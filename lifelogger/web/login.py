@@ -37,6 +37,8 @@ COOKIE = "lifelogger_session"
 SESSION = timedelta(hours=12)
 OPEN = frozenset({"/login", "/healthz", "/static/style.css", "/static/icon.svg"})
 """What anybody may see: none of it tells about users, connections or settings."""
+CALLED = "/webhooks/"
+"""Where providers call, who have no session with us: each call proves itself."""
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 MOST_BYTES = 64 * 1024
 """The longest body that is read."""
@@ -173,7 +175,8 @@ class Guard:
     ) -> None:
         self.app, self.door, self.find_key = app, door, find_key
         any_host = web.host in ("0.0.0.0", "::") and not web.names
-        known = {web.host, *web.names, "localhost", "127.0.0.1", "::1"}
+        public = hostname(web.public_url.partition("://")[2]) or "localhost"
+        known = {web.host, public, *web.names, "localhost", "127.0.0.1", "::1"}
         self.hosts = None if any_host else {name.lower() for name in known}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -208,6 +211,8 @@ class Guard:
             return explain(
                 request, 413, f"A request may bring {MOST_BYTES // 1024} kB, and says how much it has."
             )
+        if path.startswith(CALLED):
+            return None
         if request.method not in SAFE and bearer is None and not same_origin(request):
             return explain(request, 403, "This did not come from our own pages, so nothing was done.")
         if path in OPEN:

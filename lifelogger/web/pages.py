@@ -97,7 +97,7 @@ def told(request: Request, outcome: Outcome) -> Response:
 @router.post("/users/{user_id:user}/sync")
 def sync(rt: Rt, health: Parts, user_id: str) -> Response:
     """Ask for a sync, and go back to the user's page, which says so."""
-    asked = ask_for_sync(rt, health, user_id)
+    asked = ask_for_sync(rt, health, user_id).connections
     return RedirectResponse(f"/users/{segment(user_id)}?asked={asked}", 303)
 
 

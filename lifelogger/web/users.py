@@ -67,16 +67,16 @@ def anybody() -> None:
     """Who comes back is known by the browser alone: the session is not any user's."""
 
 
-def ask_for_sync(rt: Runtime, health: Health, user_id: str) -> int:
-    """Ask for a sync; return how many connections will look.
+def ask_for_sync(rt: Runtime, health: Health, user_id: str) -> connections.Wish:
+    """Ask for a sync as its person does: once a minute.
 
     When Redis is away that is an answer of its own: nobody is told now, but the wish is written down.
     """
     find(rt, user_id)
     try:
         if health.redis():
-            return client.request_sync(user_id, runtime=rt)
-        connections.note_news(rt, user_id)  # at once, where a broker would try for seconds
+            return client.sync_now(user_id, runtime=rt)
+        connections.note_wish(rt, user_id)  # at once, where a broker would try for seconds
     except (RedisError, BrokerConnectionError):
         pass  # the wish was written down before the message was sent
     raise HTTPException(

@@ -145,6 +145,27 @@ class Control:
         """The person's access tokens are past their time."""
         self.post(f"people/{person}/expire", provider=provider)
 
+    # Webhooks
+
+    def webhooks(self, provider: str = "strava") -> Json:
+        """Who `subscriptions` are of, and all `deliveries`, oldest first."""
+        found: Json = self.get("webhooks", provider=provider)
+        return found
+
+    def disturb_webhooks(self, provider: str = "strava", **mischief: float) -> Json:
+        """Of the next deliveries so many are `lost`, `doubled` or `reordered`; all are `late` by seconds."""
+        found: Json = self.post("webhooks", provider=provider, **mischief)
+        return found
+
+    def forge_webhooks(
+        self, person: str, number: int = 1, provider: str = "strava", stream: str | None = None
+    ) -> int:
+        """Somebody sends events that are not the provider's; returns how many."""
+        named = {} if stream is None else {"stream": stream}
+        return int(
+            self.post("webhooks/forge", provider=provider, person=person, number=number, **named)["sent"]
+        )
+
     # The clock
 
     def now(self) -> float:

@@ -113,8 +113,8 @@ def test_a_person_connects_and_the_first_import_begins(
 
     assert (reply.status_code, reply.headers["location"]) == (303, "/settings?tab=accounts")
     assert [tuple(each) for each in connections(live)] == [("zoe", provider)]
-    (message,) = broker.client.hvals("lifelogger:default.msgs")
-    assert json.loads(message)["args"] == ["zoe"]
+    (message,) = broker.client.hvals("lifelogger:now.msgs")
+    assert json.loads(message)["args"] == ["zoe", "asked"]
     assert connection(live, "zoe").news_at is not None
     (run,) = sync.run("zoe", runtime=live)
     assert (run.outcome, len(stored(live, "zoe")) > 0) == ("ok", True)

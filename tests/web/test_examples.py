@@ -48,17 +48,17 @@ def test_it_reads_the_runs_of_the_week(backend: TestClient, runtime: Runtime) ->
 
 def test_it_asks_a_worker_that_runs_beside_it(backend: TestClient, runtime: Runtime) -> None:
     connect(runtime, "ann")
-    assert backend.post("/users/ann/sync").json() == {"connections": 1}
+    assert backend.post("/users/ann/sync").json()["connections"] == 1
     broker, seen = lifelogger.broker.broker, []
 
-    @dramatiq.actor(broker=broker)
-    def sync_user_data(user_id: str, trigger: str = "asked") -> None:
+    @dramatiq.actor(broker=broker, queue_name="now")
+    def sync_user_now(user_id: str, trigger: str = "asked") -> None:
         seen.append((user_id, trigger))
 
     worker = dramatiq.Worker(broker, worker_threads=1)
     worker.start()
     try:
-        broker.join("default")
+        broker.join("now")
         worker.join()
     finally:
         worker.stop()

@@ -100,13 +100,13 @@ def test_no_secret_is_on_any_page(
     recorded(runtime, connection)
     client.post("/users/ann/sync")
     key = (runtime.settings.var / "encryption.key").read_text().strip()
-    jobs: Any = broker.client.hkeys(f"{runtime.settings.redis.prefix}:default.msgs")
+    jobs: Any = broker.client.hkeys(f"{runtime.settings.redis.prefix}:now.msgs")
     pages = [
         "/", "/users", "/users/ann", "/runs", "/login", "/nowhere", "/healthz", "/api/status", "/api/users",
         "/api/users/ann", "/api/users/ann/records", "/api/runs", "/api/openapi.json", "/dashboard/",
-        "/dashboard/queues/default", f"/dashboard/queues/default/standard/{jobs[0].decode()}",
+        "/dashboard/queues/now", f"/dashboard/queues/now/standard/{jobs[0].decode()}",
     ]  # fmt: skip
-    assert "sync_user_data" in client.get(pages[-1]).text
+    assert "sync_user_now" in client.get(pages[-1]).text
     for path in pages:
         shown = client.get(path).text
         for secret in (ACCESS_TOKEN, REFRESH_TOKEN, key, token, "gAAAA"):
@@ -159,8 +159,8 @@ def test_any_id_has_its_page_and_its_button(client: TestClient, runtime: Runtime
 def test_sync_now_tells_a_worker(client: TestClient, runtime: Runtime, broker: RedisBroker) -> None:
     connect(runtime, "ann")
     client.post("/users/ann/sync")
-    (message,) = broker.client.hvals(f"{runtime.settings.redis.prefix}:default.msgs")
-    assert b'"actor_name":"sync_user_data","args":["ann"]' in message
+    (message,) = broker.client.hvals(f"{runtime.settings.redis.prefix}:now.msgs")
+    assert b'"actor_name":"sync_user_now","args":["ann","asked"]' in message
 
 
 def test_sync_now_says_when_there_is_nothing_to_sync(client: TestClient, runtime: Runtime) -> None:

@@ -1,0 +1,497 @@
+"""Webhooks from end to end: the sandbox's clouds call our web server, and a sync brings what they hint at."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import dramatiq
+import pytest
+import uvicorn
+from dramatiq.brokers.redis import RedisBroker
+from sqlalchemy import select
+from starlette.testclient import TestClient
+
+import lifelogger.broker
+from lifelogger import cli, sync, webhooks
+from lifelogger.broker import make_broker
+from lifelogger.errors import Refused
+from lifelogger.runtime import Runtime
+from lifelogger.sandbox.server import listen, url_of
+from lifelogger.store.models import Connection, Receipt, Record
+from lifelogger.web.app import create_app
+from tests.live import NOON, change, connect, connection, journal, stored, ticked, truth, tuned
+from tests.processes import worker
+from tests.sandbox.control import Control
+from tests.servers import wait_until
+
+PROVIDERS = ("strava", "fitbit", "oura")
+SERVING = ("sqlite",)
+ON_SQLITE = pytest.mark.parametrize("database_url", SERVING, indirect=True)
+
+
+@pytest.fixture
+def endpoints(endpoints: dict[str, Any], sandbox: Control) -> dict[str, Any]:
+    keys = f"{sandbox.url}/fitbit/googlehealthapi/webhooks/webhooks_public_keyset.json"
+    google = {"project": "sandbox", "service_account": "sandbox", "webhook_keys_url": keys}
+    return {**endpoints, "fitbit": {**endpoints["fitbit"], **google}}
+
+
+@pytest.fixture
+def broker(live: Runtime, monkeypatch: pytest.MonkeyPatch) -> RedisBroker:
+    made = make_broker(live.settings, mutex=lambda: live.mutex)
+    assert isinstance(made, RedisBroker)
+    monkeypatch.setitem(vars(lifelogger.broker), "broker", made)
+    monkeypatch.setattr(dramatiq.broker, "global_broker", made)
+    return made
+
+
+@pytest.fixture
+def served(live: Runtime, broker: RedisBroker) -> Iterator[Runtime]:
+    """Our web server in a thread, and a runtime that knows its address."""
+    listener = listen()
+    rt = tuned(live, web={"public_url": url_of(listener)})
+    app = create_app(rt, broker)
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
+    thread.start()
+    wait_until(lambda: server.started, "the web server")
+    yield rt
+    server.should_exit = True
+    thread.join()
+
+
+def sent(rt: Runtime) -> int:
+    """How many messages of webhooks were sent."""
+    number: Any = rt.redis.llen("lifelogger:now")
+    return int(number)
+
+
+def delivered(sandbox: Control, provider: str = "strava", number: int = 1) -> list[dict[str, Any]]:
+    """All deliveries, once so many are over."""
+    found: list[dict[str, Any]] = []
+
+    def over() -> bool:
+        found[:] = [each for each in sandbox.webhooks(provider)["deliveries"] if each["done"]]
+        return len(found) >= number
+
+    wait_until(over, f"{number} deliveries")
+    return found
+
+
+def spent(sandbox: Control, after: int, person: str = "alice") -> list[str]:
+    """The routes of all requests about a person since."""
+    return [each["route"] for each in sandbox.ledger(person=person, after=after)]
+
+
+def last(sandbox: Control) -> int:
+    return max((each["id"] for each in sandbox.ledger()), default=0)
+
+
+# Subscriptions -------------------------------------------------------------------------------------
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_subscriptions_are_made_once_and_known(served: Runtime, sandbox: Control, provider: str) -> None:
+    connect(served, sandbox, "alice", provider=provider)
+
+    made = webhooks.keep(served, provider)
+
+    topics = served.providers[provider].webhook_topics(served.settings.providers[provider])
+    assert sorted(each.topic for each in made) == sorted(topics)
+    assert {each.callback for each in made} == {webhooks.callback(served, provider)}
+    assert webhooks.keep(served, provider) == made
+    row = webhooks.known(served)[provider]
+    assert (len(row["subscriptions"]), row["fault"], row["checked_at"]) == (len(made), None, served.clock())
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_what_was_ended_elsewhere_is_repaired(served: Runtime, sandbox: Control, provider: str) -> None:
+    connect(served, sandbox, "alice", provider=provider)
+    made = webhooks.keep(served, provider)
+    known = served.providers[provider]
+    known.unsubscribe(webhooks.asker(served, known), served.settings.providers[provider], made[0])
+
+    again = webhooks.keep(served, provider)
+
+    assert sorted(each.topic for each in again) == sorted(each.topic for each in made)
+    assert webhooks.remove(served, provider) == len(made)
+    assert sandbox.webhooks(provider)["subscriptions"] == []
+
+
+@ON_SQLITE
+def test_subscriptions_are_renewed_before_they_end(served: Runtime, sandbox: Control) -> None:
+    connect(served, sandbox, "alice", provider="oura")
+    made = webhooks.keep(served, "oura")
+    end = made[0].expires_at
+    assert end is not None
+    sandbox.set_clock(end - webhooks.RENEW_BEFORE)
+
+    again = webhooks.keep(served, "oura")
+
+    assert sorted(each.id for each in again) == sorted(each.id for each in made)
+    assert all(each.expires_at is not None and each.expires_at > end for each in again)
+
+
+@ON_SQLITE
+def test_the_only_subscription_is_not_taken_from_another_installation(
+    served: Runtime, sandbox: Control
+) -> None:
+    """Unless somebody says so."""
+    connect(served, sandbox, "alice")
+    base = served.settings.web.public_url.replace("127.0.0.1", "localhost")
+    webhooks.keep(tuned(served, web={"public_url": base}), "strava")
+
+    with pytest.raises(Refused):
+        webhooks.keep(served, "strava")
+
+    assert webhooks.known(served)["strava"]["fault"]
+    (taken,) = webhooks.keep(served, "strava", take_over=True)
+    assert taken.callback == webhooks.callback(served, "strava")
+    assert webhooks.known(served)["strava"]["fault"] is None
+
+
+@ON_SQLITE
+def test_one_provider_in_trouble_keeps_no_other_waiting(served: Runtime, sandbox: Control) -> None:
+    for provider in PROVIDERS:
+        connect(served, sandbox, "alice", provider=provider)
+    sandbox.fault("GET /googlehealthapi/webhooks/webhooks_public_keyset.json", status=500)
+
+    webhooks.keep_all(served)
+
+    assert {name: bool(row["subscriptions"]) for name, row in webhooks.known(served).items()} == {
+        "strava": True,
+        "fitbit": False,
+        "oura": True,
+    }
+    assert webhooks.known(served)["fitbit"]["fault"]
+
+
+def test_without_an_address_there_are_no_webhooks(live: Runtime, sandbox: Control) -> None:
+    webhooks.keep_all(live)
+
+    assert sandbox.ledger() == []
+    with pytest.raises(webhooks.NoWebhooks, match=r"web\.public_url"):
+        webhooks.keep(live, "strava")
+
+
+@ON_SQLITE
+def test_the_command_line_makes_shows_and_ends_them(
+    served: Runtime, sandbox: Control, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect(served, sandbox, "alice")
+    monkeypatch.setattr(cli, "_runtime", lambda: served)
+
+    def call(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as end:
+            cli.main(["webhooks", *arguments])
+        said = capsys.readouterr()
+        assert end.value.code in (0, 1)
+        return said.out if end.value.code == 0 else f"refused: {said.err}"
+
+    address = webhooks.callback(served, "strava")
+    assert call("list") == "No subscriptions: `lifelogger webhooks subscribe PROVIDER` makes them.\n"
+    assert call("subscribe", "strava") == f"1 subscription to {address}\n"
+    assert address is not None
+    assert address in call("list")
+    told = json.loads(call("list", "--json"))
+    assert [each["callback"] for each in told["strava"]["subscriptions"]] == [address]
+    assert call("remove", "strava") == "1 subscription ended.\n"
+    assert call("subscribe", "nobody").startswith("refused: no provider")
+
+
+# What an event costs -------------------------------------------------------------------------------
+
+
+@ON_SQLITE
+def test_an_activity_costs_one_request(served: Runtime, sandbox: Control) -> None:
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    webhooks.keep(served, "strava")
+    sandbox.step(120)
+    before = last(sandbox)
+
+    news = sandbox.add("alice", fields={"name": "This morning's run"})
+    delivered(sandbox)
+    wait_until(lambda: sent(served), "the message")
+    sync.run("alice", "news", runtime=served)
+
+    assert str(news) in stored(served, "alice")
+    assert spent(sandbox, before) == ["GET /athlete/activities"]
+    assert journal(served, "alice")[-1].trigger == "news"
+
+
+NAMED = {
+    "fitbit": ("sleep", ["GET /dataTypes/{type}/dataPoints:reconcile"]),
+    "oura": ("daily_readiness", ["GET /daily_readiness"]),
+}
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("provider", NAMED)
+def test_only_the_streams_that_an_event_names_are_read(
+    served: Runtime, sandbox: Control, provider: str
+) -> None:
+    """One request each; and the poll of all comes when it would have come."""
+    stream, routes = NAMED[provider]
+    (connected,) = connect(served, sandbox, "alice", provider=provider)
+    assert connected["provider_user_id"]
+    sync.run("alice", runtime=tuned(served, sync={"history_days": 8}))
+    webhooks.keep(served, provider)
+    due = connection(served, "alice").next_sync_at
+    sandbox.step(120)
+    before = last(sandbox)
+    key = sandbox.items("alice", stream, provider=provider)[0]["key"]
+
+    sandbox.change_item("alice", stream, key, provider=provider, fields={"changed": True})
+    delivered(sandbox, provider)
+    wait_until(lambda: sent(served), "the message")
+    sync.run("alice", "news", runtime=served)
+
+    assert spent(sandbox, before) == routes
+    row = connection(served, "alice")
+    assert (row.news_at, row.news_streams) == (None, None)
+    assert row.next_sync_at == due
+    assert any(
+        '"changed":' in str(raw) or "'changed'" in str(raw) for raw in stored(served, "alice").values()
+    )
+
+
+@ON_SQLITE
+def test_a_poll_that_is_due_is_not_put_off_by_hints(served: Runtime, sandbox: Control) -> None:
+    connect(served, sandbox, "alice", provider="oura")
+    sync.run("alice", runtime=served)
+    sandbox.step(1000)
+    change(served, "alice", news_at=served.clock(), news_streams=["sleep"], next_sync_at=served.clock())
+    before = last(sandbox)
+
+    ticked(served, "alice")
+
+    assert len({*spent(sandbox, before)}) == 7
+
+
+# What goes wrong on the way ------------------------------------------------------------------------
+
+
+@ON_SQLITE
+def test_with_all_webhooks_lost_it_arrives_by_polling(served: Runtime, sandbox: Control) -> None:
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    webhooks.keep(served, "strava")
+    sandbox.disturb_webhooks(lost=1000)
+    news = sandbox.add("alice")
+    sandbox.step(900)
+
+    ticked(served, "alice")
+
+    assert sandbox.webhooks()["deliveries"] == []
+    assert stored(served, "alice") == truth(sandbox, "alice")
+    assert str(news) in stored(served, "alice")
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("mischief", [{"doubled": 3}, {"reordered": 3}, {"late": 300}])
+def test_doubled_reordered_and_late_events_end_in_the_truth(
+    served: Runtime, sandbox: Control, mischief: dict[str, float]
+) -> None:
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    webhooks.keep(served, "strava")
+    sandbox.disturb_webhooks(**mischief)
+
+    first = sandbox.add("alice")
+    second = sandbox.add("alice", fields={"name": "before"})
+    sandbox.edit(second, fields={"name": "after"})
+    if "late" in mischief:
+        sandbox.step(300)
+    delivered(sandbox, number=3)
+    wait_until(lambda: sent(served), "the message")
+    sync.run("alice", "news", runtime=served)
+
+    assert str(first) in stored(served, "alice")
+    assert stored(served, "alice") == truth(sandbox, "alice")
+    assert sent(served) == 1
+
+
+@ON_SQLITE
+def test_news_during_a_sync_is_met_when_the_minute_is_over(served: Runtime, sandbox: Control) -> None:
+    """Promise 2: no second message is sent for it, and none is needed."""
+    from lifelogger import planner
+    from tests.live import in_background
+
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    webhooks.keep(served, "strava")
+    sandbox.add("alice")
+    delivered(sandbox)
+    with sandbox.hold("GET /athlete/activities") as gate:
+        running = in_background(sync.run, "alice", "news", runtime=served)
+        gate.wait_until_reached()
+        gate_news = sandbox.add("alice")
+        sandbox.step(1)  # the second one is known of later than the first
+        sandbox.edit(gate_news, fields={"name": "renamed"})
+        delivered(sandbox, number=3)
+        gate.release()
+    running.result(20)
+
+    planned: list[str] = []
+    assert planner.serve_news(planned.append, runtime=served) == 0
+    sandbox.step(60)
+    assert planner.serve_news(planned.append, runtime=served) == 1
+    sync.run("alice", "tick", runtime=served)
+    assert stored(served, "alice") == truth(sandbox, "alice")
+    assert connection(served, "alice").news_at is None
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_forged_events_cost_one_look_at_most(served: Runtime, sandbox: Control, provider: str) -> None:
+    """Of those that are signed none at all."""
+    connect(served, sandbox, "alice", provider=provider)
+    sync.run("alice", runtime=served)
+    webhooks.keep(served, provider)
+    stream = {"strava": "activities", "fitbit": "sleep", "oura": "sleep"}[provider]
+    before = stored(served, "alice")
+
+    number = sandbox.forge_webhooks("alice", 20, provider=provider, stream=stream)
+    delivered(sandbox, provider, number)
+
+    assert number == 20
+    assert stored(served, "alice") == before
+    assert bool(connection(served, "alice").news_at) is (provider == "strava")
+    assert sent(served) == (1 if provider == "strava" else 0)
+
+
+# Leaving -------------------------------------------------------------------------------------------
+
+
+@ON_SQLITE
+def test_who_left_is_asked_about_and_then_gone(served: Runtime, sandbox: Control) -> None:
+    """Promise 11: by one request, since anybody can send such an event; a receipt stays."""
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    webhooks.keep(served, "strava")
+    sandbox.revoke("alice")
+    delivered(sandbox)
+    wait_until(lambda: sent(served), "the message")
+    sandbox.step(1)
+
+    sync.run("alice", "news", runtime=served)
+
+    with served.store.read() as db:
+        assert db.scalars(select(Connection.id)).all() == []
+        assert db.scalars(select(Record.id)).all() == []
+        assert db.scalars(select(Receipt.kind)).all() == ["deauthorised"]
+
+
+@ON_SQLITE
+def test_who_only_seems_to_have_left_stays(served: Runtime, sandbox: Control) -> None:
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    change(served, "alice", deauthorised_at=NOON, news_at=NOON, next_sync_at=served.clock())
+
+    sync.run("alice", "news", runtime=served)
+
+    row = connection(served, "alice")
+    assert (row.status, row.deauthorised_at) == ("active", None)
+
+
+# With real processes -------------------------------------------------------------------------------
+
+
+@ON_SQLITE
+def test_an_upload_is_stored_within_seconds_at_the_cost_of_one_request(
+    served: Runtime, sandbox: Control
+) -> None:
+    """A worker's command and the web server, in real time; nobody asks and no tick comes."""
+    sandbox.follow_real_time()
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=tuned(served, sync={"history_days": 8}))
+    webhooks.keep(served, "strava")
+    waits = []
+    with worker("actors", "scheduler", threads=2) as command:
+        for number in range(3):
+            before = last(sandbox)
+            change(served, "alice", hint_after=None)  # each as if the last one were longer ago
+            begun = time.monotonic()
+            news = sandbox.add("alice", fields={"name": f"Run {number}"})
+            command.wait_until(lambda news=news: str(news) in stored(served, "alice"), "the news")
+            waits.append(time.monotonic() - begun)
+            command.wait_until(lambda: connection(served, "alice").claimed_at is None, "the end of the sync")
+            assert spent(sandbox, before) == ["GET /athlete/activities"]
+
+    assert max(waits) < 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@ON_SQLITE
+def test_ten_thousand_forged_calls_cost_one_look_a_minute(served: Runtime, sandbox: Control) -> None:
+    """By somebody who knows the address, the person's id, and of each signed kind an old call."""
+    app = create_app(served, lifelogger.broker.broker)
+    for provider in PROVIDERS:
+        connect(served, sandbox, "alice", provider=provider)
+        webhooks.keep(served, provider)
+    few = tuned(served, sync={"history_days": 8})
+    sync.run("alice", runtime=few)
+    sandbox.step(60)
+    for provider, stream in (("fitbit", "sleep"), ("oura", "sleep")):
+        key = sandbox.items("alice", stream, provider=provider)[0]["key"]
+        sandbox.change_item("alice", stream, key, provider=provider, fields={"changed": 1})
+        delivered(sandbox, provider)
+    sync.run("alice", "news", runtime=few)
+    calls = list(hostile_calls(served, sandbox))
+    records, before, seen = stored(served, "alice"), last(sandbox), connections(served)
+    caller = TestClient(app, base_url=served.settings.web.public_url, raise_server_exceptions=False)
+
+    looks = 0
+    for turn in range(10_000):
+        path, content, headers = calls[turn % len(calls)]
+        assert caller.post(path, content=content, headers=headers).status_code in (200, 204, 401, 413)
+        if turn % 1000 == 999:  # the worker takes what there is, and a minute passes now and then
+            sync.run("alice", "news", runtime=few)
+            looks += 1
+            sandbox.step(6)
+
+    assert looks == 10
+    requests = spent(sandbox, before)
+    assert set(requests) == {"GET /athlete/activities"}
+    assert len(requests) <= 1 + 1  # one, and one more as a minute went by
+    assert stored(served, "alice") == records
+    assert [row[:3] for row in connections(served)] == [row[:3] for row in seen]
+
+
+def connections(rt: Runtime) -> list[Any]:
+    with rt.store.read() as db:
+        return list(
+            db.execute(
+                select(Connection.provider, Connection.status, Connection.scopes).order_by(Connection.id)
+            )
+        )
+
+
+def hostile_calls(rt: Runtime, sandbox: Control) -> Iterator[tuple[str, bytes, dict[str, str]]]:
+    """Forged ones of each provider, replayed ones, and one that is too large."""
+    with rt.store.read() as db:
+        owners = dict(db.execute(select(Connection.provider, Connection.provider_user_id)).all())
+    (subscription,) = webhooks.known(rt)["strava"]["subscriptions"]
+    event = {"owner_id": int(owners["strava"]), "subscription_id": int(subscription["id"])}
+    for happened in (
+        {"object_type": "activity", "object_id": 1, "aspect_type": "create"},
+        {"object_type": "activity", "object_id": 2, "aspect_type": "delete"},
+        {"object_type": "athlete", "aspect_type": "update", "updates": {"authorized": "false"}},
+    ):
+        yield "/webhooks/strava", json.dumps({**event, **happened}).encode(), {}
+    yield "/webhooks/strava", json.dumps({**event, "subscription_id": 1}).encode(), {}
+    yield "/webhooks/strava", b"x" * 70_000, {}
+    for provider in ("fitbit", "oura"):
+        old = sandbox.webhooks(provider)["deliveries"][0]
+        altered = {**old["headers"], "x-oura-timestamp": "1", "authorization": "Bearer guessed"}
+        for headers in (old["headers"], {}, altered):
+            yield f"/webhooks/{provider}", old["body"].encode(), headers
