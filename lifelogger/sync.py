@@ -153,7 +153,8 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
         )
         found = []
         for row in sorted(rows, key=lambda each: (each.failures, each.id)):
-            journal = {"connection_id": row.id, "trigger": trigger, "started_at": now, "outcome": "running"}
+            asked_by = trigger if row.news_streams is None else "news"
+            journal = {"connection_id": row.id, "trigger": asked_by, "started_at": now, "outcome": "running"}
             run_id = db.scalar(insert(SyncRun).values(journal).returning(SyncRun.id))
             found.append({**row._mapping, "run_id": run_id, "started_at": now})
     return found

@@ -28,6 +28,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import func, literal, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
+from lifelogger.connections import deauthorised
 from lifelogger.errors import BudgetSpent, LifeloggerError, SignInAgain, Unavailable
 from lifelogger.http import call_token_endpoint
 from lifelogger.mutex import Locked
@@ -240,13 +241,16 @@ class Tokens:
     def _end(self, row: Held, reason: str) -> None:
         """Stop all polling of a connection whose authorisation is gone, unless it was renewed meanwhile."""
         with self.runtime.store.write() as db:
-            db.execute(
+            left = db.scalar(
                 update(Connection)
                 .where(
                     Connection.id == row.id, Connection.refresh_token.is_not_distinct_from(row.refresh_token)
                 )
                 .values(needs_reauth(reason, self.runtime.clock()))
+                .returning(Connection.deauthorised_at)
             )
+        if left is not None:
+            deauthorised(self.runtime, row.id)
 
     # Escrow: a pair on its way from the provider to the row.
 

@@ -23,6 +23,7 @@ from lifelogger.errors import Refused
 from lifelogger.runtime import Runtime
 from lifelogger.sandbox.server import listen, url_of
 from lifelogger.store.models import Connection
+from lifelogger.tokens import Tokens
 from lifelogger.web.app import create_app
 from tests.live import NOON, change, connect, connection, journal, stored, ticked, truth, tuned
 from tests.processes import worker
@@ -387,6 +388,19 @@ def test_who_left_is_asked_about_and_then_polled_no_more(served: Runtime, sandbo
     row = connection(served, "alice")
     assert (row.status, row.next_sync_at, row.status_reason) == ("needs_reauth", None, TAKEN_BACK)
     assert row.deauthorised_at is not None
+
+
+@ON_SQLITE
+def test_who_left_is_found_out_by_whichever_request_comes_first(served: Runtime, sandbox: Control) -> None:
+    """Here by the refreshing of tokens, which no sync has to follow."""
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    sandbox.revoke("alice")
+    change(served, "alice", deauthorised_at=NOON, token_expires_at=NOON)
+
+    Tokens(served).refresh_expiring()
+
+    assert connection(served, "alice").status_reason == TAKEN_BACK
 
 
 @ON_SQLITE
