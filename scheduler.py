@@ -37,8 +37,9 @@ def sync_active_users() -> None:
     time_limit=TIME_LIMIT_MS,
 )
 def refresh_integration_tokens() -> None:
-    """Refresh the access tokens that expire soon, at every provider, and tell whose grant has ended."""
+    """Refresh the access tokens that expire soon, at every provider, and see to whose grant has ended."""
     Tokens(runtime()).refresh_expiring()
+    leaving.end_deauthorised(runtime())
     notices.tell(runtime())
 
 

@@ -78,16 +78,22 @@ def erase(rt: Runtime, user_id: str) -> dict[str, Any]:
     return _settle(rt, number)
 
 
-def deauthorised(rt: Runtime, provider: str, provider_user_id: str) -> dict[str, Any] | None:
-    """The person ended the authorisation at the provider: delete all that came of it.
+def end_deauthorised(rt: Runtime, connection_id: int | None = None) -> list[dict[str, Any]]:
+    """The person ended the authorisation at the provider: delete all that came of it; returns the receipts.
 
-    Returns the receipt; None when nobody is connected to that account. Only for what is certain: an event
-    that anybody could have sent has to be checked with the provider first.
+    Of one connection or all for which a webhook said so (which anybody could have sent), and whose grant
+    the provider has refused since.
     """
-    account = Connection.provider_user_id == provider_user_id
-    with rt.store.write() as db:
-        number = _leave(rt, db, "deauthorised", Connection.provider == provider, account)
-    return None if number is None else _settle(rt, number)
+    ended = [Connection.status == "needs_reauth", Connection.deauthorised_at.is_not(None)]
+    if connection_id is not None:
+        ended.append(Connection.id == connection_id)
+    with rt.store.read() as db:
+        found = db.scalars(select(Connection.id).where(*ended)).all()
+    numbers = []
+    for each in found:
+        with rt.store.write() as db:
+            numbers.append(_leave(rt, db, "deauthorised", *ended, Connection.id == each))
+    return [_settle(rt, number) for number in numbers if number is not None]
 
 
 def receipt(rt: Runtime, number: str) -> dict[str, Any] | None:

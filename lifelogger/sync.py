@@ -154,7 +154,8 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
         )
         found = []
         for row in sorted(rows, key=lambda each: (each.failures, each.id)):
-            journal = {"connection_id": row.id, "trigger": trigger, "started_at": now, "outcome": "running"}
+            asked_by = trigger if row.news_streams is None else "news"
+            journal = {"connection_id": row.id, "trigger": asked_by, "started_at": now, "outcome": "running"}
             run_id = db.scalar(insert(SyncRun).values(journal).returning(SyncRun.id))
             found.append({**row._mapping, "run_id": run_id, "started_at": now})
     return found
@@ -399,7 +400,6 @@ class ConnectionSync:
                     Connection.news_streams,
                     Connection.hint_after,
                     Connection.deauthorised_at,
-                    Connection.provider_user_id,
                 ).where(Connection.id == run.connection_id)
             ).one()
             left = False
@@ -442,4 +442,4 @@ class ConnectionSync:
                 )
             )
         if left:  # a webhook said so, and the request that was made to find out has found it so
-            leaving.deauthorised(self.rt, run.provider, news.provider_user_id)
+            leaving.end_deauthorised(self.rt, run.connection_id)

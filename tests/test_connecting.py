@@ -180,7 +180,7 @@ def test_the_command_tells_what_was_not_granted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     broker = StubBroker()
-    broker.declare_queue("default")
+    broker.declare_queue("now")
     monkeypatch.setattr(lifelogger.broker, "broker", broker, raising=False)
     monkeypatch.setattr(cli, "processwide", lambda: live)
     answers: list[Future[requests.Response]] = []
@@ -200,7 +200,7 @@ def test_the_command_tells_what_was_not_granted(
     assert "Open this address and agree:\nhttp://127.0.0.1:" in printed.out
     assert "Connected zoe.\n" in printed.out
     assert "Not granted: activity:read_all. What needs it is not synced." in printed.out
-    assert json.loads(broker.queues["default"].get_nowait())["args"] == ["zoe"]
+    assert json.loads(broker.queues["now"].get_nowait())["args"] == ["zoe", "asked"]
     assert answers[0].result(SECONDS).ok
 
 

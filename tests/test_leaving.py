@@ -385,19 +385,20 @@ def test_new_keys_reach_what_is_still_to_be_revoked(live: Runtime, sandbox: Cont
 @EACH
 def test_who_ends_it_at_the_provider_is_deleted_here(live: Runtime, sandbox: Control, provider: str) -> None:
     let_in(live, sandbox, provider, "alice", "bruno")
-    change(live, "alice", provider_user_id="their-account")
     sync.run("alice", runtime=live)
     sync.run("bruno", runtime=live)
+    change(live, "alice", deauthorised_at=live.clock())
+    assert leaving.end_deauthorised(live) == []  # anybody could have said so
+    change(live, "alice", status="needs_reauth")
 
-    said = leaving.deauthorised(live, provider, "their-account")
+    (said,) = leaving.end_deauthorised(live)
 
-    assert said is not None
     assert (said["kind"], said["connections"][0]["revocation"]) == ("deauthorised", None)
     assert said["connections"][0]["deleted"]["records"] > 0
     assert (stored(live, "alice"), waiting(live)) == ({}, [])
     assert stored(live, "bruno") != {}
     assert sandbox.ledger(route=PROVIDERS[provider][1]) == []  # there is nothing left to revoke
-    assert leaving.deauthorised(live, provider, "their-account") is None
+    assert leaving.end_deauthorised(live) == []
 
 
 # Nothing is left -------------------------------------------------------------------------------------

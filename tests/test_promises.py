@@ -296,7 +296,8 @@ def test_a_tick_fires_once(
     application: Application, sandbox: Control, settings_env: Callable[..., Settings]
 ) -> None:
     """Promise 8: two schedulers whose timetables say the same minute, two workers, one plan."""
-    settings_env(schedule={"sync": "* * * * *"}, sync={"interval_seconds": 900})
+    # Whoever connects is known to have news, which the tick in between would serve first.
+    settings_env(schedule={"sync": "* * * * *", "news": "0 0 1 1 *"}, sync={"interval_seconds": 900})
     application.connect("alice", "bruno")
     before = datetime.now(UTC)
 

@@ -16,12 +16,13 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 import lifelogger.broker
-from lifelogger import cli, sync, webhooks
+from lifelogger import cli, leaving, sync, webhooks
 from lifelogger.broker import make_broker
 from lifelogger.errors import Refused
 from lifelogger.runtime import Runtime
 from lifelogger.sandbox.server import listen, url_of
 from lifelogger.store.models import Connection, Receipt, Record
+from lifelogger.tokens import Tokens
 from lifelogger.web.app import create_app
 from tests.live import NOON, change, connect, connection, journal, stored, ticked, truth, tuned
 from tests.processes import worker
@@ -387,6 +388,22 @@ def test_who_left_is_asked_about_and_then_gone(served: Runtime, sandbox: Control
     with served.store.read() as db:
         assert db.scalars(select(Connection.id)).all() == []
         assert db.scalars(select(Record.id)).all() == []
+        assert db.scalars(select(Receipt.kind)).all() == ["deauthorised"]
+
+
+@ON_SQLITE
+def test_who_left_is_found_out_by_whichever_request_comes_first(served: Runtime, sandbox: Control) -> None:
+    """Here by the refreshing of tokens, which no sync has to follow."""
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    sandbox.revoke("alice")
+    change(served, "alice", deauthorised_at=NOON, token_expires_at=NOON)
+
+    Tokens(served).refresh_expiring()
+    leaving.end_deauthorised(served)
+
+    with served.store.read() as db:
+        assert db.scalars(select(Connection.id)).all() == []
         assert db.scalars(select(Receipt.kind)).all() == ["deauthorised"]
 
 

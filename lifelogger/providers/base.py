@@ -189,9 +189,9 @@ class Call:
     """What came to our webhook address, as it came. Nothing of it is to be trusted yet."""
 
     method: str
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)
     """Names are in lower case."""
-    query: Mapping[str, str]
+    query: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
 
 
