@@ -34,9 +34,12 @@ status: env  ## how everything stands
 test: env  ## the tests, in less than two minutes
 	@$(BIN)/pytest -n auto
 
-test-slow: env  ## the tests that take longer: kills at random, 500 people at once, a month of 100 lives
-	@$(BIN)/pytest -m slow --timeout 600 --ignore tests/providers
-	@$(BIN)/pytest -m slow --timeout 600 -n auto tests/providers
+# Whole systems that are given so many seconds: nothing else runs beside them.
+ALONE := tests/test_run.py tests/test_webhooks.py
+
+test-slow: env  ## the tests that take longer: on PostgreSQL, kills at random, a month of 100 lives
+	@$(BIN)/pytest -m slow --timeout 600 $(ALONE)
+	@$(BIN)/pytest -m slow --timeout 900 -n auto $(addprefix --ignore ,$(ALONE))
 
 bench: env  ## measure, as ratios
 	@$(BIN)/python benchmarks/tick.py

@@ -95,14 +95,23 @@ def postgres_url(postgres_server: PostgresServer) -> str:
     return postgres_server.url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of a fresh, empty database: the test runs once on SQLite and once on PostgreSQL."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'test.db'}"
-        return
+BOTH = ["sqlite", "postgresql"]
+FIRST_SQLITE = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
+"""Both as well; PostgreSQL's turn comes with the slower tests."""
+
+
+def database(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a fresh, empty database."""
+    if kind == "sqlite":
+        return f"sqlite:///{tmp_path / 'test.db'}"
     server: PostgresServer = request.getfixturevalue("postgres_server")
-    yield server.emptied("test")
+    return server.emptied("test")
+
+
+@pytest.fixture(params=FIRST_SQLITE)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a fresh, empty database: the test runs once on SQLite and once on PostgreSQL."""
+    return database(request.param, request, tmp_path)
 
 
 @pytest.fixture

@@ -278,6 +278,7 @@ def test_a_lock_lost_between_two_rounds_is_no_new_round(
 
 @ONCE
 @EACH
+@pytest.mark.slow
 def test_who_has_no_history_left_is_done_before_anothers_is_read(
     live: Runtime, sandbox: Control, one: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,6 +355,7 @@ def test_history_that_the_budget_refuses_waits_for_the_next_poll(
 
 
 @ONCE
+@pytest.mark.slow
 def test_first_imports_end_although_polls_could_use_the_whole_budget(
     live: Runtime, sandbox: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:

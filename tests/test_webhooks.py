@@ -423,6 +423,7 @@ def test_who_only_seems_to_have_left_stays(served: Runtime, sandbox: Control) ->
 
 
 @ON_SQLITE
+@pytest.mark.slow
 def test_an_upload_is_stored_within_seconds_at_the_cost_of_one_request(
     served: Runtime, sandbox: Control
 ) -> None:

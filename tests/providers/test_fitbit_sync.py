@@ -116,6 +116,7 @@ def test_it_does_not_matter_in_which_order_google_lists(live: Runtime, sandbox: 
 
 @pytest.mark.parametrize("name", ["sleep", "daily-oxygen-saturation", "weight"])
 @ONCE
+@pytest.mark.slow
 def test_what_google_takes_back_is_deleted_here(live: Runtime, sandbox: Control, name: str) -> None:
     """Of any kind; an absent list is an empty one, and means that there is nothing in the window."""
     (line,) = connect(live, sandbox, "alice")
@@ -246,6 +247,7 @@ def with_samples(live: Runtime) -> Runtime:
 
 
 @ONCE
+@pytest.mark.slow
 def test_samples_are_read_when_the_settings_say_so(live: Runtime, sandbox: Control) -> None:
     """Each once, beside the days that are made of them; a poll costs a request for each day of look-back."""
     sandbox.set_clock(NOON)

@@ -238,6 +238,7 @@ def with_heart_rate(live: Runtime) -> Runtime:
     return dataclasses.replace(live, settings=live.settings.model_copy(update={"providers": providers}))
 
 
+@pytest.mark.slow
 def test_heart_rate_is_read_when_the_settings_say_so(live: Runtime, sandbox: Control) -> None:
     """A sample of each five minutes; a poll costs one request more."""
     sandbox.set_clock(NOON)

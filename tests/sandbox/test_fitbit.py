@@ -213,6 +213,7 @@ def test_both_ends_of_a_filter_are_kept(ask: Ask) -> None:
     assert sorted(point["weight"]["sampleTime"]["physicalTime"] for point in some) == times[1:3]
 
 
+@pytest.mark.slow
 def test_heart_rate_is_a_sample_each_five_minutes_that_it_was_worn(ask: Ask) -> None:
     """To the full hour, newest first; 1440 in a page unless more are wanted, 10,000 at most."""
     path, name = POINTS.format("heart-rate") + ":reconcile", "heart_rate.sample_time.physical_time"

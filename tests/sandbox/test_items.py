@@ -133,6 +133,7 @@ def test_an_item_is_edited_where_it_stands(
 
 @every
 @pytest.mark.parametrize("raw", [None, "words", {"id": "twelve"}])
+@pytest.mark.slow
 def test_anything_can_take_an_items_place(
     control: Control, shown: Callable[[str, str], list[Any]], provider: str, stream: str, raw: Any
 ) -> None:

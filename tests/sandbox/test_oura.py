@@ -162,6 +162,7 @@ def test_heart_rate_is_a_series_of_instants(get: Get, control: Control) -> None:
     assert get("heartrate", token=token, next_token="x").status_code == 400
 
 
+@pytest.mark.slow
 def test_sleep_belongs_to_the_day_of_waking_and_a_late_nap_to_the_next(get: Get, control: Control) -> None:
     kinds: set[str] = set()
     for person in ("alice", "bruno", "chiyo", "devi", "ewa"):
