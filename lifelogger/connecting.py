@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import SecretStr, ValidationError
+from sqlalchemy.exc import IntegrityError
 
 from lifelogger.connections import Line, save
 from lifelogger.errors import LifeloggerError, Refused, SignInAgain
@@ -156,7 +157,10 @@ def come_back(rt: Runtime, attempt: Attempt, query: Mapping[str, str]) -> Connec
         raise Refused(f"{provider.title} was not connected: {why}")
     grant = _redeem(rt, attempt, query["code"])
     account = grant.provider_user_id or _account(rt, attempt.provider, grant.access_token)
-    scopes = grant.scopes or split_scopes(query.get("scope")) or provider.scopes
+    told = (grant.scopes, split_scopes(query.get("scope")), provider.scopes)
+    scopes = next(scopes for scopes in told if scopes is not None)  # none at all is an answer, too
+    if not scopes:
+        raise Refused(f"{provider.title} was not connected: nothing was granted")
     try:
         line = Line(
             user_id=attempt.user_id,
@@ -170,8 +174,13 @@ def come_back(rt: Runtime, attempt: Attempt, query: Mapping[str, str]) -> Connec
     except ValidationError as error:
         fields = ", ".join(str(each["loc"][0]) for each in error.errors())
         raise Refused(f"{provider.title} sent what cannot be stored: {fields}") from None
-    with rt.store.write() as db:
-        new = save(rt, db, line)
+    try:
+        with rt.store.write() as db:
+            new = save(rt, db, line)
+    except IntegrityError:  # erased, or connected by somebody else, in this very moment
+        raise Refused(
+            f"{provider.title} was not connected: the user or the account changed meanwhile"
+        ) from None
     return Connected(new, [scope for scope in provider.scopes if scope not in scopes])
 
 

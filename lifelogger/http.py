@@ -211,7 +211,8 @@ class Untold(logging.Filter):
         return not getattr(_of_thread, "untold", False)
 
 
-logging.getLogger("urllib3.connectionpool").addFilter(Untold())
+for _name in ("urllib3.connection", "urllib3.connectionpool"):  # a filter does not hold for what lies beneath
+    logging.getLogger(_name).addFilter(Untold())
 
 
 def exchange(

@@ -19,11 +19,12 @@ from sqlalchemy import Connection as Database
 
 from lifelogger.errors import LifeloggerError, SignInAgain, Unavailable, Wait
 from lifelogger.http import call_revoke_endpoint
+from lifelogger.mutex import Locked
 from lifelogger.providers.base import Grant
 from lifelogger.runtime import Runtime
 from lifelogger.store import feed
 from lifelogger.store.models import Base, Connection, Receipt, Revocation, User
-from lifelogger.tokens import Held, Tokens
+from lifelogger.tokens import NEARLY_EXPIRED, Held, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -266,10 +267,17 @@ def revoke_waiting(rt: Runtime, provider: str | None = None) -> int:
 
 
 def _attempt(rt: Runtime, revocation_id: int, *, at_once: bool = False) -> bool:
-    """Ask the provider once; whether that settled it. What did not is written down for later."""
-    grip = _take(rt, revocation_id, at_once)
-    if grip is None:
+    """Try once, unless somebody else does; whether that settled it. If not, it is written down for later."""
+    try:
+        with rt.mutex.hold(f"revoke:{revocation_id}"):  # `at_once` does not see who has taken it
+            grip = _take(rt, revocation_id, at_once)
+            return False if grip is None else _ask(rt, grip)
+    except (Locked, Unavailable):  # the latter: Redis is away, where newer tokens may wait
         return False
+
+
+def _ask(rt: Runtime, grip: Grip) -> bool:
+    """Ask the provider once; whether that settled it."""
     trouble: LifeloggerError | None = None
     try:
         outcome = _revoke(rt, grip)
@@ -336,14 +344,22 @@ def _revoke(rt: Runtime, grip: Grip) -> str:
         return "done"  # ended by the person, at the provider
     if provider is None or settings is None or not settings.revoke_url:
         return "not_offered"
-    if provider.revokes_access and held.token_expires_at <= rt.clock():
+    renewed = False
+    if provider.revokes_access and held.token_expires_at - NEARLY_EXPIRED <= rt.clock():
         try:
             keep(tokens.ask(held))
         except SignInAgain:
             return "done"  # the grant has ended by itself
+        renewed = True
     refresh = rt.vault.decrypt(held.refresh_token) if held.refresh_token else None
     request = provider.revocation(rt.vault.decrypt(held.access_token), refresh)
     reply = call_revoke_endpoint(provider, settings, rt.settings.http, rt.budget, rt.clock, request)
+    if provider.revokes_access and reply.status == 401 and not renewed:  # it may have ended before its time
+        try:
+            keep(tokens.ask(held))
+        except SignInAgain:
+            return "done"
+        raise Unavailable(f"{provider.title} did not know the token; there is a new one")
     if not provider.is_revoked(reply.status, reply.body):
         raise Unavailable(f"{provider.title} refused to revoke it ({reply.status})")
     return "done"

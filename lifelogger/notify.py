@@ -30,7 +30,7 @@ from sqlalchemy import select, update
 from standardwebhooks import Webhook
 
 from lifelogger import __version__, client
-from lifelogger.http import Session
+from lifelogger.http import Session, untold
 from lifelogger.runtime import Runtime
 from lifelogger.status import as_json
 from lifelogger.store import feed
@@ -57,7 +57,7 @@ def new_secret() -> str:
 def deliver(rt: Runtime) -> None:
     """Send what each endpoint has not had yet, as far as they take it."""
     until = time.monotonic() + MOST_SECONDS
-    with Session() as session:
+    with Session() as session, untold():  # an address may hold a secret
         session.trust_env = False  # no .netrc, no proxy: they are for other addresses
         waiting = list(rt.settings.notify.urls)
         while waiting and time.monotonic() < until:
@@ -100,6 +100,12 @@ def _next_page(rt: Runtime, session: Session, url: str) -> bool:
         if page.next != str(row.cursor):
             _advance(rt, row, int(page.next))
         return False
+    with rt.store.write() as db:  # so that one which holds us up until we are ended does not come first again
+        db.execute(
+            update(Endpoint)
+            .where(Endpoint.digest == row.digest)
+            .values(next_try_at=rt.clock() + FIRST_RETRY, reason="has not answered yet")
+        )
     trouble, after = _send(rt, session, url, row, page)
     if trouble is None:
         return _advance(rt, row, int(page.next), delivered_at=rt.clock())

@@ -284,6 +284,7 @@ class ConnectionSync:
                 if read >= rt.settings.sync.history_pages or rt.clock() >= deadline:
                     break
 
+        troubled = False
         for sweep in self.sweeps:
             if rt.clock() >= deadline:
                 break
@@ -291,7 +292,9 @@ class ConnectionSync:
                 self._guarded(sweep, lambda sweep=sweep: some(sweep))
             except Wait as wait:  # what is fresh was read: no failure, but something to tell
                 self.journal.message, self.held = f"History goes on later: {wait.reason}", True
-                break
+                if isinstance(wait, BudgetSpent) or troubled:
+                    break
+                troubled = True  # with this list, perhaps: the others are not kept waiting for it
 
     def _guarded(self, sweep: Sweep, read: Any) -> None:
         """A stream that is refused is switched off for a while and says so; the others go on."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
+import socket
 import threading
 import time
 import traceback
@@ -599,3 +601,24 @@ def test_bytes_that_are_no_utf8_are_read_as_far_as_they_go() -> None:
     response = Mock(raw=Mock(read1=Mock(side_effect=[b'["Jos\xe9"]', b""])))
 
     assert read_json(response, time.monotonic() + 60, 1000) == (["Jos\ufffd"], None)
+
+
+def test_an_address_with_a_token_is_not_logged_even_when_a_reply_cannot_be_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Promise 10: urllib3 warns of broken headers, with the address."""
+    caplog.set_level(logging.DEBUG)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nno header\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/revoke"
+        with module.untold(), module.session().post(url, params={"token": SECRET}, timeout=5) as reply:
+            assert reply.status_code == 200
+
+    assert SECRET not in caplog.text

@@ -563,3 +563,18 @@ def test_a_poll_without_news_costs_what_the_documents_say(short: Runtime, sandbo
     settings = short.settings.providers
     assert {name: each.poll_cost(settings[name]) for name, each in short.providers.items()} == COST
     assert {run.outcome for run in polls.values()} == {"ok"}
+
+
+@ONCE
+def test_a_list_whose_history_fails_keeps_no_other_list_waiting(live: Runtime, sandbox: Control) -> None:
+    """What is read of a connection's past does not depend on the order of its streams."""
+    past = tuned(live, sync={"history_days": 100})
+    connect(past, sandbox, "alice", provider="fitbit")
+    sandbox.fault("POST /dataTypes/steps/dataPoints:dailyRollUp", provider="fitbit", status=500, skip=1)
+
+    (run,) = sync.run("alice", runtime=past)
+
+    left = {row.name for row in rows(past, Stream.__table__, "alice") if row.backlog_until is not None}
+    assert run.outcome == "ok"
+    assert "History goes on later" in (run.message or "")
+    assert left == {"steps"}

@@ -379,6 +379,43 @@ def test_new_keys_reach_what_is_still_to_be_revoked(live: Runtime, sandbox: Cont
     assert live.vault.decrypt(after.refresh_token) == line["refresh_token"]
 
 
+@ONCE
+def test_two_workers_do_not_end_one_grant_at_once(live: Runtime, sandbox: Control) -> None:
+    """Whoever waits to connect does not wait for its time to come, but for who has it already."""
+    let_in(live, sandbox, "strava", "alice")
+    fault = sandbox.fault("POST /oauth/revoke", status=503)
+    leaving.disconnect(live, "alice", "strava")
+    sandbox.clear_faults(fault)
+    sandbox.step(3600)
+    before = len(sandbox.ledger(route="POST /oauth/revoke"))
+    with sandbox.hold("POST /oauth/revoke") as gate:
+        working = in_background(leaving.revoke_waiting, live)
+        gate.wait_until_reached()
+        assert leaving.revoke_waiting(live, "strava") == 0
+    assert working.result(20) == 1
+
+    assert len(sandbox.ledger(route="POST /oauth/revoke")) == before + 1
+    assert waiting(live) == []
+
+
+@ONCE
+def test_a_token_that_ended_before_its_time_is_no_proof_of_anything(live: Runtime, sandbox: Control) -> None:
+    """The grant may live: it has ended when a renewed token says so, or cannot be had."""
+    let_in(live, sandbox, "oura", "alice")
+    sandbox.fault("POST /oauth/revoke", status=401, times=1)
+
+    said = leaving.disconnect(live, "alice", "oura")
+    assert said["connections"][0]["revocation"] == "pending"
+    sandbox.step(3600)
+    assert leaving.revoke_waiting(live) == 1
+
+    found = leaving.receipt(live, said["receipt"])
+    assert found is not None
+    assert found["connections"][0]["revocation"] == "done"
+    assert {grant["status"] for grant in sandbox.ledger(route="POST /oauth/revoke")} == {401, 200}
+    assert waiting(live) == []
+
+
 # The provider says so --------------------------------------------------------------------------------
 
 

@@ -13,7 +13,15 @@ from typing import Any
 
 VERSION = 2
 
-SCHEMA = """
+CHANGES = """
+CREATE TABLE changes (
+    provider TEXT NOT NULL, stream TEXT NOT NULL, person TEXT NOT NULL, key TEXT NOT NULL,
+    version INTEGER NOT NULL, edits TEXT NOT NULL, raw TEXT, start INTEGER, deleted INTEGER NOT NULL,
+    PRIMARY KEY (provider, stream, person, key)
+) WITHOUT ROWID;
+"""
+
+SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE grants (
     id INTEGER PRIMARY KEY, provider TEXT NOT NULL, client TEXT NOT NULL, person TEXT NOT NULL,
@@ -30,12 +38,7 @@ CREATE TABLE codes (
     scopes TEXT NOT NULL, redirect_uri TEXT NOT NULL, expires_at REAL NOT NULL, used REAL
 ) WITHOUT ROWID;
 CREATE TABLE added (key INTEGER PRIMARY KEY, person TEXT NOT NULL, activity TEXT NOT NULL);
-CREATE TABLE changes (
-    provider TEXT NOT NULL, stream TEXT NOT NULL, person TEXT NOT NULL, key TEXT NOT NULL,
-    version INTEGER NOT NULL, edits TEXT NOT NULL, raw TEXT, start INTEGER, deleted INTEGER NOT NULL,
-    PRIMARY KEY (provider, stream, person, key)
-) WITHOUT ROWID;
-CREATE TABLE usage (
+{CHANGES}CREATE TABLE usage (
     pool TEXT NOT NULL, seconds INTEGER NOT NULL, start INTEGER NOT NULL, count INTEGER NOT NULL,
     PRIMARY KEY (pool, seconds, start)
 ) WITHOUT ROWID;
@@ -80,6 +83,11 @@ class State:
 
     def _prepare(self) -> None:
         (version,) = self.db.execute("PRAGMA user_version").fetchone()
+        if version == 1:  # its changes were of activities alone, by another key: those are forgotten
+            self.db.executescript(
+                f"BEGIN IMMEDIATE; DROP TABLE changes; {CHANGES} PRAGMA user_version={VERSION}; COMMIT;"
+            )
+            version = VERSION
         if version not in (0, VERSION):
             raise StateError("made by another version of the sandbox; delete it to start anew")
         if not version:

@@ -19,6 +19,7 @@ def forget(store: Store, before: datetime) -> int:
     while True:
         with store.write() as db:
             old = select(SyncRun.id).where(SyncRun.started_at < before).limit(BATCH)
+            old = old.with_for_update(skip_locked=True)  # an erasure deletes them in another order
             number = db.execute(delete(SyncRun).where(SyncRun.id.in_(old.scalar_subquery()))).rowcount
             if number < BATCH:
                 number += db.execute(delete(Tick).where(Tick.due_at < before)).rowcount

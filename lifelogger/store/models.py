@@ -191,6 +191,7 @@ class Record(Base):
     __table_args__ = (
         UniqueConstraint("connection_id", "stream", "external_id"),
         Index("ix_records_order", "connection_id", "stream", "ordered_at"),
+        Index("ix_records_change_of", "connection_id", "change"),
         Index("ix_records_kind", "connection_id", "kind", "ordered_at"),
         Index("ix_records_time", "connection_id", "ordered_at"),
         Index("ix_records_change", "change", unique=True),

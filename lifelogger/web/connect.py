@@ -123,6 +123,8 @@ def router(
     ) -> Response:
         if not isinstance(who, str) or not who:
             raise HTTPException(401, "Nobody is signed in.")
+        if request.headers.get("sec-fetch-site", "none") == "cross-site":
+            raise HTTPException(403, "Another site cannot connect an account here: begin on our own page.")
         rt = runtime or processwide()
         next = local(next)
         try:

@@ -18,6 +18,7 @@ import requests
 from lifelogger.sandbox.__main__ import main
 from lifelogger.sandbox.clock import Clock
 from lifelogger.sandbox.server import Sandbox
+from lifelogger.sandbox.state import State
 from tests.sandbox.conftest import NOW
 from tests.sandbox.control import Control
 
@@ -123,6 +124,24 @@ def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
         assert control.settings()["rotate"] == "never"
         assert control.summary()["requests"] == 2
         assert control.add("alice") == added + 1
+
+
+def test_a_file_of_the_version_before_goes_on(tmp_path: Path) -> None:
+    """Its people stay connected: their tokens are in it. What was edited by hand is forgotten."""
+    path = tmp_path / "sandbox.db"
+    state = State(path)
+    state.put("kept", 7)
+    with state:
+        state.db.execute("DROP TABLE changes")
+        state.db.execute("CREATE TABLE changes (provider TEXT NOT NULL, key INTEGER NOT NULL)")
+        state.db.execute("PRAGMA user_version=1")
+    state.close()
+
+    again = State(path)
+
+    assert again.get("kept") == 7
+    assert again.db.execute("SELECT count(stream) FROM changes").fetchone() == (0,)
+    again.close()
 
 
 def test_two_sandboxes_of_one_seed_tell_the_same() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from html import unescape
 from typing import Annotated, Any
 from urllib.parse import parse_qs, urlsplit
@@ -18,9 +19,10 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 import lifelogger.broker
-from lifelogger import leaving, sync
+from lifelogger import connecting, leaving, sync
 from lifelogger.broker import make_broker
 from lifelogger.connections import add_user
+from lifelogger.providers.base import Grant
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection
 from lifelogger.web import connect
@@ -118,6 +120,28 @@ def test_a_person_connects_and_the_first_import_begins(
     assert connection(live, "zoe").news_at is not None
     (run,) = sync.run("zoe", runtime=live)
     assert (run.outcome, len(stored(live, "zoe")) > 0) == ("ok", True)
+
+
+def test_another_site_cannot_send_somebody_out(live: Runtime, pages: TestClient) -> None:
+    """Or the account of whoever is logged in here becomes somebody else's, without a question."""
+    add_user(live, "alice")
+
+    reply = pages.get("/connect/strava?user=alice", headers={"sec-fetch-site": "cross-site"})
+
+    assert reply.status_code == 403
+    assert "begin on our own page" in reply.text
+
+
+def test_a_grant_of_nothing_is_no_connection(
+    live: Runtime, browser: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = Grant("token", "refresh", live.clock() + timedelta(hours=1), scopes=(), provider_user_id="7")
+    monkeypatch.setattr(connecting, "_redeem", lambda *_: grant)
+
+    reply = browser.get(agree(set_out(browser)))
+
+    assert "nothing was granted" in reply.text
+    assert connections(live) == []
 
 
 def test_connecting_again_keeps_the_data_and_the_cursors(

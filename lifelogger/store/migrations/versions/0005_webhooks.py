@@ -33,9 +33,11 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("digest", name="pk_webhook_calls"),
     )
     op.create_index("ix_webhook_calls_received", "webhook_calls", ["received_at"])
+    op.create_index("ix_records_change_of", "records", ["connection_id", "change"])
 
 
 def downgrade() -> None:
+    op.drop_index("ix_records_change_of", "records")
     op.drop_table("webhook_calls")
     op.drop_table("webhooks")
     op.drop_column("users", "asked_at")
