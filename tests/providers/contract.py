@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -94,16 +95,16 @@ class Listed:
     """Fields and words that nobody has heard of."""
 
 
-class Contract:
+class Contract(ABC):
     """The suite. What a subclass says of its provider:"""
 
     provider: ClassVar[Provider]
     lists: ClassVar[Mapping[str, Listed]]
     """By stream; those that are off without the settings' word need not be there."""
 
+    @abstractmethod
     def small_pages(self, sandbox: Control, monkeypatch: pytest.MonkeyPatch) -> None:
         """Make pages so short that the look-back has several."""
-        raise NotImplementedError
 
     # What the tests below have in common
 
