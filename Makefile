@@ -31,7 +31,7 @@ sandbox: env  ## the simulated providers
 status: env  ## how everything stands
 	@$(BIN)/lifelogger status
 
-test: env  ## the tests, in less than two minutes
+test: env  ## the tests, in about three minutes on two cores
 	@$(BIN)/pytest -n auto
 
 # Whole systems that are given so many seconds: nothing else runs beside them.
