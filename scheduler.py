@@ -14,7 +14,7 @@ from lifelogger import leaving, notices, notify, planner, ticks, webhooks
 from lifelogger.broker import TIME_LIMIT_MS, broker
 from lifelogger.runtime import runtime
 from lifelogger.settings import get_settings
-from lifelogger.store import journal
+from lifelogger.store import counts, journal
 from lifelogger.tokens import Tokens
 
 schedule = get_settings().schedule
@@ -56,7 +56,28 @@ def revoke_what_is_left() -> None:
     leaving.revoke_waiting(runtime())
 
 
-@dramatiq.actor(broker=broker, queue_name="schedule", periodic=cron(schedule.tidy), max_retries=0)
+@dramatiq.actor(
+    broker=broker,
+    queue_name="schedule",
+    periodic=cron(schedule.count),
+    mutex=lambda: "count",
+    max_retries=0,
+    time_limit=TIME_LIMIT_MS,
+)
+def count_what_there_is() -> None:
+    """Count a large store, so that nobody who looks at the status waits for that."""
+    rt = runtime()
+    counts.recount(rt.store, rt.clock)
+
+
+@dramatiq.actor(
+    broker=broker,
+    queue_name="schedule",
+    periodic=cron(schedule.tidy),
+    mutex=lambda: "tidy",
+    max_retries=0,
+    time_limit=TIME_LIMIT_MS,
+)
 def forget_old_runs() -> None:
     """Delete the journal of syncs and ticks that nobody will ask for any more."""
     rt = runtime()

@@ -557,6 +557,8 @@ def status(
         f"{count(now['users'], 'user')}, {count(now['connections'], 'connection')}, "
         f"{count(now['records'], 'record')}, {now['quarantined']:,} quarantined."
     )
+    if now["counted_at"] != now["now"]:
+        out.print(f"Counted at {standing.moment(now['counted_at'], now['now'])}, since it is much.")
     tick = now["last_tick"]
     out.print(
         f"Last tick: {tick['name']} at {standing.moment(tick['fired_at'], now['now'])}, "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Table, delete, insert, literal, or_, select, update
 from sqlalchemy import Connection as Database
 
 from lifelogger.errors import LifeloggerError, SignInAgain, Unavailable, Wait
@@ -85,7 +85,9 @@ def end_deauthorised(rt: Runtime, connection_id: int | None = None) -> list[dict
     Of one connection or all for which a webhook said so (which anybody could have sent), and whose grant
     the provider has refused since.
     """
-    ended = [Connection.status == "needs_reauth", Connection.deauthorised_at.is_not(None)]
+    # Written out: a parameter does not tell a database that its partial index fits.
+    again = Connection.status == literal("needs_reauth", literal_execute=True)
+    ended = [again, Connection.deauthorised_at.is_not(None)]
     if connection_id is not None:
         ended.append(Connection.id == connection_id)
     with rt.store.read() as db:

@@ -220,6 +220,7 @@ class Schedule(Section):
     refresh_tokens: Cron = "*/5 * * * *"
     revoke: Cron = "*/5 * * * *"
     tidy: Cron = "17 * * * *"
+    count: Cron = "*/5 * * * *"
     notify: Cron = "* * * * *"
     news: Cron = "* * * * *"
     webhooks: Cron = "41 * * * *"

@@ -7,84 +7,56 @@ Nothing here changes anything, and no secret is in it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import func, select
 
 from lifelogger.budget import Window
 from lifelogger.errors import Unavailable
 from lifelogger.planner import AGAIN
 from lifelogger.providers.base import Pool
 from lifelogger.runtime import Runtime
+from lifelogger.store import counts
 from lifelogger.store.models import Connection, Quarantined, Record, Stream, SyncRun, Tick, User
-
-MOST_WAITS = 20
-"""Reasons for waiting that are told of one provider, the most frequent first."""
 
 
 def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
     """What `status --json` and `/api/status` say: totals, the last tick, and each enabled provider.
 
+    `counted_at` is when the numbers were true: now, but for a large store (`store.counts`).
     Without `budgets` Redis is not asked: for who knows that it does not answer, and will not wait.
     """
     now = rt.clock()
-    present = Record.deleted_at.is_(None)
     with rt.store.read() as db:
-        totals = {
-            "users": db.scalar(select(func.count()).select_from(User)),
-            "connections": db.scalar(select(func.count()).select_from(Connection)),
-            "records": db.scalar(select(func.count()).select_from(Record).where(present)),
-            "quarantined": db.scalar(select(func.count()).select_from(Quarantined)),
-        }
+        counted = counts.read(db, now)
         fired = select(Tick.__table__).where(Tick.name != AGAIN).order_by(Tick.fired_at.desc())
         tick = db.execute(fired.limit(1)).first()
-        states = db.execute(
-            select(
-                Connection.provider,
-                func.count().label("connections"),
-                func.count().filter(Connection.status == "needs_reauth").label("needs_reauth"),
-                func.count().filter(waits(now)).label("waiting"),
-                func.max(Connection.last_sync_at).label("last_sync"),
-            ).group_by(Connection.provider)
-        ).all()
-        records = db.execute(
-            select(Connection.provider, func.count())
-            .join_from(Record, Connection, Record.connection_id == Connection.id)
-            .where(present)
-            .group_by(Connection.provider)
-        ).all()
-        reasons = db.execute(
-            select(
-                Connection.provider,
-                Connection.wait_reason,
-                func.min(Connection.next_sync_at),
-                func.count(),
-            )
-            .where(waits(now))
-            .group_by(Connection.provider, Connection.wait_reason)
-            .order_by(func.count().desc())
-        ).all()
-    by_provider = {row.provider: row for row in states}
-    stored = {row[0]: row[1] for row in records}
     providers = {}
     for name, provider in rt.enabled().items():
-        row = by_provider.get(name)
-        mine = [each for each in reasons if each[0] == name][:MOST_WAITS]
+        found = counted.providers.get(name, counts.OfProvider())
         providers[name] = {
             "title": provider.title,
             "simulated": name in rt.settings.simulated,
-            "connections": row.connections if row else 0,
-            "needs_reauth": row.needs_reauth if row else 0,
-            "records": stored.get(name, 0),
+            "connections": found.connections,
+            "needs_reauth": found.needs_reauth,
+            "records": found.records,
             "budget": budget(rt, name) if budgets else None,
-            "last_sync": row.last_sync if row else None,
-            "waiting": row.waiting if row else 0,
-            "waits": [
-                {"reason": reason, "until": until, "connections": number} for _, reason, until, number in mine
-            ],
+            "last_sync": found.last_sync,
+            "waiting": found.waiting,
+            "waits": [asdict(wait) for wait in found.waits],
         }
-    return {"now": now, **totals, "last_tick": tick and dict(tick._mapping), "providers": providers}
+    return {
+        "now": now,
+        "counted_at": counted.counted_at,
+        "users": counted.users,
+        "connections": counted.connections,
+        "records": counted.records,
+        "quarantined": counted.quarantined,
+        "last_tick": tick and dict(tick._mapping),
+        "providers": providers,
+    }
 
 
 def budget(rt: Runtime, provider: str) -> list[dict[str, Any]] | None:
@@ -111,11 +83,6 @@ def of_window(window: Window) -> dict[str, Any]:
         "end": window.end,
         "closed_until": window.closed_until,
     }
-
-
-def waits(now: datetime) -> ColumnElement[bool]:
-    """Whether a connection is deferred: it has a reason, and the time has not come."""
-    return and_(Connection.wait_reason.is_not(None), Connection.next_sync_at > now)
 
 
 def users(rt: Runtime, *, after: str = "", limit: int = 50, search: str = "") -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
-from sqlalchemy import func, literal, or_, select, update
+from sqlalchemy import literal, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from lifelogger.errors import BudgetSpent, LifeloggerError, SignInAgain, Unavailable
@@ -379,10 +379,10 @@ class Tokens:
             .order_by(Connection.token_expires_at)
             .limit(MOST_AT_ONCE)
         )
-        # Wrapped: SQLite would rather read all of a provider's connections by an index.
-        provider = func.coalesce(Connection.provider, "")
         with self.runtime.store.read() as db:
-            lines = [db.execute(query.where(provider == name)).all() for name in self.runtime.enabled()]
+            lines = [
+                db.execute(query.where(Connection.provider == name)).all() for name in self.runtime.enabled()
+            ]
         turns = chain.from_iterable(zip_longest(*lines))
         return [(row.id, row.user_id, row.provider) for row in turns if row is not None]
 

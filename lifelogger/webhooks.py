@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 
 from lifelogger.connections import note_hint
 from lifelogger.errors import LifeloggerError, Refused
 from lifelogger.http import Unauthorised, accepted, exchange
 from lifelogger.providers.base import Ask, Call, Event, Heard, Json, Known, Provider, Subscription, shown
 from lifelogger.runtime import Runtime
+from lifelogger.store import journal
 from lifelogger.store.models import Webhook, WebhookCall
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,7 @@ def together(events: tuple[Event, ...], every: tuple[str, ...]) -> list[Event]:
 
 def forget_calls(rt: Runtime) -> None:
     """Delete what need not be known again."""
-    with rt.store.write() as db:
-        db.execute(delete(WebhookCall).where(WebhookCall.received_at < rt.clock() - CALLS_KEPT))
+    journal.forget_rows(rt.store, WebhookCall.received_at, rt.clock() - CALLS_KEPT)
 
 
 # Subscriptions -------------------------------------------------------------------------------------

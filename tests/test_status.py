@@ -16,7 +16,7 @@ from lifelogger.budget import Usage
 from lifelogger.connections import add_user, import_lines
 from lifelogger.runtime import Runtime
 from lifelogger.settings import Settings
-from lifelogger.store import feed
+from lifelogger.store import counts, feed
 from lifelogger.store.models import Connection, Quarantined, Record, Stream, SyncRun, Tick
 from tests.servers import RedisServer
 
@@ -143,7 +143,7 @@ def test_it_tells_why_connections_wait_and_until_when(rt: Runtime) -> None:
 
 
 def test_it_names_the_most_frequent_reasons_only(rt: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "MOST_WAITS", 1)
+    monkeypatch.setattr(counts, "MOST_WAITS", 1)
     for user_id, reason in (("a", "rare"), ("b", "frequent"), ("c", "frequent")):
         connect(rt, user_id, wait_reason=reason)
 

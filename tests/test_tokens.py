@@ -116,7 +116,7 @@ def test_the_expiring_are_found_by_an_index(live: Runtime) -> None:
         if not live.store.is_sqlite:  # an empty table is read as it is, whatever there is beside it
             db.execute(text("SET LOCAL enable_seqscan = off"))
         plan = " ".join(str(row) for row in db.exec_driver_sql(explain + statement, parameters))
-    assert "ix_connections_expiring" in plan
+    assert "ix_connections_expires" in plan
     assert "TEMP B-TREE" not in plan
     assert "Sort" not in plan
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, select, tuple_
 
 from lifelogger.store.engine import Store
 from lifelogger.store.models import Erasure, SyncRun, Tick
@@ -15,14 +16,28 @@ BATCH = 1000
 
 def forget(store: Store, before: datetime) -> int:
     """Delete sync runs, ticks and marks of erasures from before an instant; return how many there were."""
-    gone = 0
+    return sum(
+        forget_rows(store, column, before)
+        for column in (SyncRun.started_at, Tick.fired_at, Erasure.erased_at)
+    )
+
+
+def forget_rows(store: Store, column: Any, before: datetime) -> int:
+    """Delete the rows whose `column` is before an instant, the oldest first, a small batch at a time."""
+    table = column.class_.__table__
+    key: ColumnElement[Any] = tuple_(*table.primary_key.columns)
+    gone, reached = 0, None
     while True:
+        old = select(*table.primary_key.columns, column).where(column < before).order_by(column).limit(BATCH)
+        if reached is not None:
+            # Not from the beginning again: an index keeps what was deleted until nobody can see it.
+            old = old.where(column >= reached)
         with store.write() as db:
-            old = select(SyncRun.id).where(SyncRun.started_at < before).limit(BATCH)
-            old = old.with_for_update(skip_locked=True)  # an erasure deletes them in another order
-            number = db.execute(delete(SyncRun).where(SyncRun.id.in_(old.scalar_subquery()))).rowcount
-            if number < BATCH:
-                number += db.execute(delete(Tick).where(Tick.due_at < before)).rowcount
-                number += db.execute(delete(Erasure).where(Erasure.erased_at < before)).rowcount
-                return gone + number
-        gone += number
+            # Skipped: an erasure deletes them in another order.
+            rows = db.execute(old.with_for_update(skip_locked=True)).all()
+            if rows:
+                db.execute(delete(table).where(key.in_([tuple(row)[:-1] for row in rows])))
+        gone += len(rows)
+        if len(rows) < BATCH:
+            return gone
+        reached = rows[-1][-1]

@@ -99,6 +99,8 @@ class User(Base):
 # Two indexes, so that each of the planner's two questions is one range of one of them, however many wait.
 STALE = text("next_sync_at IS NOT NULL AND news_at IS NULL")
 NEWS = text("next_sync_at IS NOT NULL AND news_at IS NOT NULL")
+ACTIVE = text("status = 'active'")
+LEFT = text("status = 'needs_reauth' AND deauthorised_at IS NOT NULL")
 UNTOLD = text("status = 'needs_reauth' AND told_at IS NULL")
 
 
@@ -120,8 +122,9 @@ class Connection(Base):
         Index("ix_connections_claimed", "provider", "claimed_at", sqlite_where=text("claimed_at IS NOT NULL"),
               postgresql_where=text("claimed_at IS NOT NULL")),
         Index("ix_connections_untold", "id", sqlite_where=UNTOLD, postgresql_where=UNTOLD),
-        Index("ix_connections_expiring", "token_expires_at", sqlite_where=text("status = 'active'"),
-              postgresql_where=text("status = 'active'")),
+        Index("ix_connections_deauthorised", "id", sqlite_where=LEFT, postgresql_where=LEFT),
+        Index("ix_connections_expires", "provider", "token_expires_at", sqlite_where=ACTIVE,
+              postgresql_where=ACTIVE),
     )  # fmt: skip
 
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
@@ -195,7 +198,9 @@ class Record(Base):
         Index("ix_records_kind", "connection_id", "kind", "ordered_at"),
         Index("ix_records_time", "connection_id", "ordered_at"),
         Index("ix_records_change", "change", unique=True),
-    )
+        Index("ix_records_deleted", "connection_id", sqlite_where=text("deleted_at IS NOT NULL"),
+              postgresql_where=text("deleted_at IS NOT NULL")),
+    )  # fmt: skip
 
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     connection_id: Mapped[int] = mapped_column(ForeignKey("connections.id", ondelete="CASCADE"))
@@ -267,7 +272,7 @@ class Erasure(Base):
     user_id: Mapped[str] = mapped_column(String(200))
     provider: Mapped[str | None] = mapped_column(String(50))
     """Whose records went; None: those of all."""
-    erased_at: Mapped[datetime]
+    erased_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class ApiKey(Base):
@@ -395,9 +400,21 @@ class Tick(Base):
 
     name: Mapped[str] = mapped_column(String(50), primary_key=True)
     due_at: Mapped[datetime] = mapped_column(primary_key=True)
-    fired_at: Mapped[datetime]
+    fired_at: Mapped[datetime] = mapped_column(index=True)
     planned: Mapped[int | None]
     """How many users' syncs it sent; None: it died before it sent any."""
+
+
+class Counted(Base):
+    """How much there is in a large store, in the only row, if there is one: see `store.counts`."""
+
+    __tablename__ = "counts"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    counted_at: Mapped[datetime]
+    seconds: Mapped[float]
+    """How long it took."""
+    value: Mapped[Any] = mapped_column(Payload)
 
 
 class Webhook(Base):

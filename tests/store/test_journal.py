@@ -22,8 +22,9 @@ def test_old_runs_ticks_and_marks_of_erasures_go_and_younger_ones_stay(runtime: 
             at = now - timedelta(days=days)
             db.execute(insert(SyncRun).values(connection_id=1, trigger="tick", started_at=at, outcome="ok"))
         for days in (1, 200):
-            db.execute(insert(Tick).values(name="t", due_at=now - timedelta(days=days), fired_at=now))
-            mark_erased(db, "bob", None, now - timedelta(days=days))
+            at = now - timedelta(days=days)
+            db.execute(insert(Tick).values(name="t", due_at=at, fired_at=at))
+            mark_erased(db, "bob", None, at)
 
     assert forget(runtime.store, now - timedelta(days=90)) == 2501 + 1 + 1
     assert forget(runtime.store, now - timedelta(days=90)) == 0
