@@ -20,14 +20,13 @@ from collections.abc import Callable
 from typing import Any
 
 import dramatiq
-import redis
 from dramatiq.broker import MessageProxy
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import CurrentMessage, SkipMessage, default_middleware
 from periodiq import PeriodiqMiddleware
 
-from lifelogger import embedded, runtime
+from lifelogger import embedded, redis_url, runtime
 from lifelogger.errors import SettingsError
 from lifelogger.mutex import Mutex, MutexMiddleware, Taken
 from lifelogger.settings import Settings, get_settings
@@ -91,7 +90,7 @@ def make_broker(
         return StubBroker(middleware=middleware)
     url = embedded.redis_url(settings)
     return RedisBroker(  # type: ignore[no-untyped-call]
-        client=redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5),
+        client=redis_url.client(url, timeout=10, connect_timeout=5),
         namespace=settings.redis.prefix,
         heartbeat_timeout=HEARTBEAT_TIMEOUT_MS,
         middleware=middleware,

@@ -49,12 +49,12 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-import redis
 from limits import RateLimitItem, parse_many
 from limits.storage import RedisStorage
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from lifelogger import redis_url
 from lifelogger.errors import BudgetSpent, Unavailable
 from lifelogger.providers.base import Pool, Usage
 
@@ -126,15 +126,16 @@ class Budget:
     ) -> None:
         self._lease = lease
         self._clock = clock
-        connections = redis.ConnectionPool.from_url(
+        connections = redis_url.pool(
             url,
-            socket_timeout=TIMEOUT_SECONDS,
-            socket_connect_timeout=TIMEOUT_SECONDS,
+            timeout=TIMEOUT_SECONDS,
+            connect_timeout=TIMEOUT_SECONDS,
             # Once more at once: a pooled connection may be from before a restart. The script knows
             # a take that it has already done.
             retry=Retry(NoBackoff(), 1),
         )
-        self._storage = _Storage(url, connection_pool=connections, key_prefix=f"{prefix}:budget")
+        # The storage makes no connection of its own, so it need not know where they go.
+        self._storage = _Storage("redis://", connection_pool=connections, key_prefix=f"{prefix}:budget")
 
     def take(
         self,

@@ -10,7 +10,7 @@ from functools import cache
 
 import redis
 
-from lifelogger import embedded
+from lifelogger import embedded, redis_url
 from lifelogger.budget import Budget
 from lifelogger.crypto import Vault
 from lifelogger.errors import SettingsError
@@ -56,7 +56,7 @@ def build(settings: Settings) -> Runtime:
     """
     checked(settings)
     url = embedded.redis_url(settings)
-    client = redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5)
+    client = redis_url.client(url, timeout=10, connect_timeout=5)
     store = Store(database_url(settings))
     if not settings.database.url:
         from lifelogger.store import migrate  # Alembic takes a fifth of a second to import

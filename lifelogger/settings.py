@@ -16,7 +16,7 @@ import pkgutil
 import re
 import tomllib
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -38,6 +38,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from lifelogger import redis_url
 from lifelogger.errors import SettingsError
 
 PREFIX = "LIFELOGGER_"
@@ -62,11 +63,15 @@ def _listed(value: Any) -> Any:
     return [part.strip() for part in re.split(r"[,\n]", value) if part.strip()]
 
 
-def _url(*schemes: str) -> AfterValidator:
+def _url(*schemes: str, each: Callable[[str], list[str]] = lambda value: [value]) -> AfterValidator:
+    """One of these schemes; `each` is what to look at, of a URL with several hosts."""
+
     def check(value: str) -> str:
         try:
-            parts = urlsplit(value)
-            known = parts.scheme in schemes and (parts.port is None or parts.port > 0)
+            known = all(
+                parts.scheme in schemes and (parts.port is None or parts.port > 0)
+                for parts in map(urlsplit, each(value))
+            )
         except ValueError:  # a port that is no number, a broken IPv6 address
             known = False
         if value and not known:
@@ -197,7 +202,9 @@ class Database(Section):
 class Redis(Section):
     """Where queues, locks and budgets are kept; empty means the embedded server."""
 
-    url: Annotated[str, _url("redis", "rediss", "unix"), _SECRET] = Field(default="", repr=False)
+    url: Annotated[str, _url(*redis_url.SCHEMES, each=redis_url.each), _SECRET] = Field(
+        default="", repr=False
+    )
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "lifelogger"
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import Connection as Database
 from lifelogger.store.engine import Store
 from lifelogger.store.models import Connection, Counted, Quarantined, Record, User
 
-LARGE = 200_000
+LARGE = 100_000
 """Rows of users, connections, records and quarantine together, from which on a count is kept."""
 SHARE = 0.01
 """Of the time, what counting may take: a count that took a second is kept for a hundred."""

@@ -9,12 +9,16 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.schema import Table
 
 BUSY_SECONDS = 30
 CONNECT_SECONDS = 5
 """How long PostgreSQL may take to answer at first; a host that swallows packets would take minutes."""
+GONE_SECONDS = 30
+"""After that the two ends of a line that broke give each other up. A machine that is cut off within a
+transaction holds its locks so long, that of the change feed among them, for which every writer waits;
+PostgreSQL's own patience is two hours. No transaction of ours is idle for a fraction of it."""
 
 
 class Store:
@@ -30,7 +34,7 @@ class Store:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = sqlite_engine(self.url.database or "") if self.is_sqlite else create_engine(
             self.url, pool_size=16, max_overflow=16, pool_pre_ping=True, isolation_level="READ COMMITTED",
-            connect_args={"connect_timeout": CONNECT_SECONDS}, hide_parameters=True,
+            connect_args=postgres_arguments(self.url), hide_parameters=True,
         )  # fmt: skip
         # Without `preserve_rowcount` an INSERT tells none on PostgreSQL: who comes first would not know it.
         self._writing = self.engine.execution_options(writes=True, preserve_rowcount=True)
@@ -68,6 +72,27 @@ class Store:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def postgres_arguments(url: URL) -> dict[str, Any]:
+    """How both ends notice that a line is broken: libpq's parameters, but for those that the URL has."""
+    idle, interval, count = GONE_SECONDS // 2, GONE_SECONDS // 6, 3
+    session = {
+        "idle_in_transaction_session_timeout": f"{GONE_SECONDS}s",
+        "tcp_user_timeout": f"{GONE_SECONDS}s",
+        "tcp_keepalives_idle": idle,
+        "tcp_keepalives_interval": interval,
+        "tcp_keepalives_count": count,
+    }
+    arguments = {
+        "connect_timeout": CONNECT_SECONDS,
+        "tcp_user_timeout": GONE_SECONDS * 1000,
+        "keepalives_idle": idle,
+        "keepalives_interval": interval,
+        "keepalives_count": count,
+        "options": " ".join(f"-c {name}={value}" for name, value in session.items()),
+    }
+    return {name: value for name, value in arguments.items() if name not in url.query}
 
 
 def sqlite_engine(path: str) -> Engine:

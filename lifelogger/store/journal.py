@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, select, tuple_
+from sqlalchemy import delete, select, tuple_
 
 from lifelogger.store.engine import Store
 from lifelogger.store.models import Erasure, SyncRun, Tick
@@ -25,19 +25,17 @@ def forget(store: Store, before: datetime) -> int:
 def forget_rows(store: Store, column: Any, before: datetime) -> int:
     """Delete the rows whose `column` is before an instant, the oldest first, a small batch at a time."""
     table = column.class_.__table__
-    key: ColumnElement[Any] = tuple_(*table.primary_key.columns)
+    key = tuple(table.primary_key.columns)
     gone, reached = 0, None
     while True:
-        old = select(*table.primary_key.columns, column).where(column < before).order_by(column).limit(BATCH)
+        old = select(*key).where(column < before).order_by(column).limit(BATCH)
         if reached is not None:
             # Not from the beginning again: an index keeps what was deleted until nobody can see it.
             old = old.where(column >= reached)
+        old = old.with_for_update(skip_locked=True)  # an erasure deletes them in another order
         with store.write() as db:
-            # Skipped: an erasure deletes them in another order.
-            rows = db.execute(old.with_for_update(skip_locked=True)).all()
-            if rows:
-                db.execute(delete(table).where(key.in_([tuple(row)[:-1] for row in rows])))
+            rows = db.scalars(delete(table).where(tuple_(*key).in_(old)).returning(column)).all()
         gone += len(rows)
         if len(rows) < BATCH:
             return gone
-        reached = rows[-1][-1]
+        reached = max(rows)

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from lifelogger import embedded
+from lifelogger import embedded, redis_url
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import User
 
@@ -31,10 +31,10 @@ class Health:
 
     def __init__(self, rt: Runtime) -> None:
         self._store = rt.store
-        self._redis = redis.Redis.from_url(
+        self._redis = redis_url.client(
             embedded.redis_url(rt.settings),
-            socket_timeout=SECONDS,
-            socket_connect_timeout=SECONDS,
+            timeout=SECONDS,
+            connect_timeout=SECONDS,
             # Once more at once: a pooled connection may be from before a restart.
             retry=Retry(NoBackoff(), 1),
         )
