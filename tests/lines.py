@@ -36,6 +36,10 @@ class Line:
     def address(self) -> str:
         return f"{self.host}:{self.port}"
 
+    @property
+    def whole(self) -> bool:
+        return self._whole.is_set()
+
     def cut(self) -> None:
         """From now on nothing comes through, in either direction."""
         self._call(self._whole.clear)

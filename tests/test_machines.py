@@ -1,16 +1,15 @@
 """More than one machine over one Redis and one PostgreSQL, and one of them cut off.
 
-Each has an address of its own, a worker, a scheduler and a web server, all real processes; its lines to Redis,
-PostgreSQL and the provider can be cut, so that nothing comes through and nobody is told.
+Each has an address of its own, a worker, a scheduler and a web server, all real processes; its lines to
+Redis, PostgreSQL and the provider can be cut, so that nothing comes through and nobody is told.
 """
 
 from __future__ import annotations
 
-import json
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,14 @@ import requests
 from cryptography.fernet import Fernet
 
 from lifelogger import client, status
-from lifelogger.connections import import_lines
+from lifelogger.sandbox.server import Sandbox
 from lifelogger.settings import Settings
-from lifelogger.store.models import Tick
 from tests.conftest import pointed_at
 from tests.lines import Line
 from tests.processes import Command
-from tests.sandbox.control import Control, Sandbox
+from tests.sandbox.control import Control
 from tests.servers import PostgresServer, RedisServer, wait_until
-from tests.test_promises import Application, application_of
+from tests.test_promises import Application, application_of, fresh_broker  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +54,7 @@ class Machine:
         }
         ready = {
             "worker": "Worker process is ready for action",
-            "periodiq": "Registered periodic actors",
+            "periodiq": "syncs at",
             "web": "Application startup complete",
         }
         self.commands = {
@@ -90,7 +88,9 @@ class Machine:
             return False
 
     def log(self) -> str:
-        return "\n".join(f"--- {self.host} {name}\n{each.log()[-6000:]}" for name, each in self.commands.items())
+        return "\n".join(
+            f"--- {self.host} {name}\n{each.log()[-6000:]}" for name, each in self.commands.items()
+        )
 
     def close(self) -> None:
         for each in self.commands.values():
@@ -112,6 +112,9 @@ def database(postgres_server: PostgresServer) -> Iterator[str]:
     postgres_server.drop("machines")
 
 
+Make = Callable[..., tuple[Application, list[Machine]]]
+
+
 @pytest.fixture
 def machines(
     database: str,
@@ -119,9 +122,9 @@ def machines(
     redis_server: RedisServer,
     redis_url: str,
     settings_env: Callable[..., Settings],
-    fresh_broker: None,
+    fresh_broker: None,  # noqa: F811
     tmp_path: Path,
-) -> Iterator[Callable[..., tuple[Application, list[Machine]]]]:
+) -> Iterator[Make]:
     with ExitStack() as stack:
 
         def make(sandbox: Control, **sections: Any) -> tuple[Application, list[Machine]]:
@@ -148,7 +151,9 @@ def machines(
         yield make
 
 
-def in_time(condition: Callable[[], object], what: str, machines: list[Machine], seconds: float = 180) -> None:
+def in_time(
+    condition: Callable[[], object], what: str, machines: list[Machine], seconds: float = 180
+) -> None:
     try:
         wait_until(condition, what, seconds)
     except AssertionError as failure:
@@ -156,59 +161,88 @@ def in_time(condition: Callable[[], object], what: str, machines: list[Machine],
 
 
 @pytest.mark.timeout(900)
-def test_a_machine_that_is_cut_off_within_a_write(
-    machines: Callable[..., tuple[Application, list[Machine]]], sandbox: Control
-) -> None:
-    """The worst moment: it holds the lock of a user and, in the database, of a row that all writers need.
+def test_a_machine_that_is_cut_off_within_a_write(machines: Make, sandbox: Control) -> None:
+    """The worst moment: it holds a user's lock, and in the database that of a row which all writers need.
 
-    Promises 1, 2, 3, 6: the other machine takes over, nothing is lost or doubled, what was cut off writes no more
-    and works again when the line is whole.
+    Promises 1, 2, 6: the other machine takes over, nothing is lost or doubled; what was cut off asks for
+    nothing and writes nothing, and works again when the line is whole.
     """
-    application, both = machines(sandbox)
-    near, far = both
+    application, (far, near) = machines(sandbox)
+    both = [far, near]
     application.learn_the_budget()
-    people = application.connect()
+    alice, bob, carol, *_ = people = application.connect()
 
     def all_is_true() -> bool:
         return all(application.stored(person) == application.truth(person) for person in people)
 
+    def ticked_since(moment: datetime) -> bool:
+        tick = status.overview(application.rt)["last_tick"]
+        return bool(tick and tick["fired_at"] > moment)
+
     far.start()
-    for person in people:
-        client.request_sync(person, runtime=application.rt)
-    in_time(all_is_true, "the first import", both)
-    in_time(application.idle, "the syncs to end", both)
+    in_time(all_is_true, "the first import, as its ticks plan it", both)
 
     # Its transaction takes change numbers, which locks the feed, and never hears that it has.
     far.database.when(b"UPDATE feed", far.cut)
-    sandbox.add("alice", fields={"name": "Written by whoever is left"})
-    client.request_sync("alice", runtime=application.rt)
-    in_time(lambda: application.rt.mutex.acquire("sync:alice") is None, "the sync", both)
+    news = sandbox.add(alice, fields={"name": "Whoever is left writes this"})
+    client.request_sync(alice, runtime=application.rt)
     in_time(lambda: not far.database.whole, "the cut", both)
+    wait_until(lambda: application.rt.redis.exists(f"lifelogger:lock:sync:{alice}"), "its lock", 1)
     asked = far.provider.passed
+    assert str(news) not in application.stored(alice)
 
     near.start()
-    sandbox.add("bob", fields={"name": "Somebody else's news"})
-    client.request_sync("bob", runtime=application.rt)
+    sandbox.add(bob, fields={"name": "And this, for which it needs the same row"})
+    client.request_sync(bob, runtime=application.rt)
     in_time(all_is_true, "the other machine to have taken over", both)
     assert near.answers()
-    assert far.provider.passed == asked  # without locks and budgets it asks for nothing
-
-    taken_over = status.runs(application.rt, user_id="alice")
-    assert [run["outcome"] for run in taken_over][:2] == ["ok", "interrupted"]
+    assert not far.database.whole
+    assert far.provider.passed == asked
+    assert "interrupted" in [run["outcome"] for run in application.runs(alice)]
 
     far.mend()
     in_time(far.answers, "the page of the machine that is back", both)
-    in_time(application.idle, "what was cut off to end", both)
-    assert all_is_true()
-    for name in ("worker", "periodiq", "web"):  # now it is alone
-        assert near.commands[name].stop() == 0
-    sandbox.add("carol" if "carol" in people else people[2])
-    client.request_sync("carol" if "carol" in people else people[2], runtime=application.rt)
+    for each in near.commands.values():  # now it is alone
+        each.stop()
+    alone = datetime.now(UTC)
+    sandbox.add(carol)
+    client.request_sync(carol, runtime=application.rt)
     in_time(all_is_true, "the machine that is back to work", both)
-    in_time(lambda: ticked_by(application, both), "a tick of the machine that is back", both)
+    in_time(lambda: ticked_since(alone), "a tick of the machine that is back", both)
 
     summary = sandbox.summary()
     assert summary["overlaps"] == 0
     assert summary["refresh_tokens_used_twice"] == 0
     assert summary["by_status"].get("429", 0) == 0
-    once_a_minute(application)
+
+
+@pytest.mark.timeout(600)
+def test_two_machines_spend_one_budget(machines: Make) -> None:
+    """Promise 3, as the provider counts: whichever machine asks, and though one is cut off meanwhile."""
+    limit = 60
+    with Sandbox(people=150, seed=3, history_days=60) as server:
+        sandbox = Control(server.url)
+        sandbox.limits(reads=(limit, 1000), overall=(2 * limit, 2000))
+        application, both = machines(sandbox)
+        people = application.connect()
+        for machine in both:
+            machine.start()
+        for person in people:
+            client.request_sync(person, runtime=application.rt)
+        in_time(lambda: sandbox.summary()["requests"] >= limit // 2, "half of the budget", both)
+        both[0].cut()
+
+        def spent() -> bool:
+            windows = status.overview(application.rt)["providers"]["strava"]["budget"]
+            return any(not each["remaining"] and each["known"] for each in windows)
+
+        in_time(spent, "the rest to be spent", both)
+        in_time(lambda: not application.rt.redis.llen("lifelogger:now"), "the queue", both)
+        both[0].mend()
+        in_time(both[0].answers, "the machine to be back", both)
+        in_time(application.idle, "the syncs to end", both)
+
+        summary = sandbox.summary()
+        assert limit * 3 // 4 <= summary["most_in_a_window"]["reads"]["900"] <= limit
+        assert summary["by_status"].get("429", 0) == 0
+        assert summary["overlaps"] == 0

@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError, StatementError
 
 from lifelogger.store import Store
 from lifelogger.store.models import Base, Connection, Tick, User, Utc
+from tests.servers import PostgresServer
 
 NOW = datetime(2026, 11, 24, 12, 30, 15, 123456, tzinfo=UTC)
 
@@ -278,3 +279,36 @@ def test_an_instant_without_an_offset_is_refused(store: Store) -> None:
 def test_no_instant_is_no_instant(store: Store) -> None:
     with store.read() as db:
         assert db.scalar(select(literal(None, Utc()))) is None
+
+
+# A line that breaks -----------------------------------------------------------------------------------------
+
+
+def test_both_ends_of_a_broken_line_give_up(postgres_server: PostgresServer) -> None:
+    """A machine that is cut off within a transaction would hold its locks for PostgreSQL's two hours."""
+    store = Store(postgres_server.emptied("test"))
+
+    with store.read() as db:
+        assert db.scalar(text("SHOW idle_in_transaction_session_timeout")) == "30s"
+        raw = db.connection.driver_connection
+        assert raw is not None
+        ours = raw.info.get_parameters()
+    store.close()
+
+    assert {key: ours[key] for key in ("tcp_user_timeout", "keepalives_idle", "keepalives_interval")} == {
+        "tcp_user_timeout": "30000",
+        "keepalives_idle": "15",
+        "keepalives_interval": "5",
+    }
+
+
+def test_what_the_url_says_of_it_wins(postgres_server: PostgresServer) -> None:
+    own = "options=-c%20idle_in_transaction_session_timeout%3D7s&tcp_user_timeout=9000"
+    store = Store(f"{postgres_server.emptied('test')}&{own}")
+
+    with store.read() as db:
+        assert db.scalar(text("SHOW idle_in_transaction_session_timeout")) == "7s"
+        raw = db.connection.driver_connection
+        assert raw is not None
+        assert raw.info.get_parameters()["tcp_user_timeout"] == "9000"
+    store.close()
