@@ -24,7 +24,7 @@ from lifelogger.connections import import_lines
 from lifelogger.errors import LockLost
 from lifelogger.runtime import Runtime, build
 from lifelogger.settings import Settings
-from lifelogger.store import journal
+from lifelogger.store import counts, journal
 from lifelogger.store.models import Base
 from lifelogger.store.pages import Counts
 from lifelogger.sync import Run
@@ -39,6 +39,7 @@ NAMES = (
     "refresh_integration_tokens",
     "revoke_what_is_left",
     "forget_old_runs",
+    "count_what_there_is",
     "serve_news",
     "keep_webhooks",
     "deliver_changes",
@@ -160,6 +161,8 @@ def test_each_says_what_it_does(app: Application, name: str) -> None:
         ("deliver_changes", (), "notify"),
         ("deliver_waiting_changes", (), "notify"),
         ("revoke_what_is_left", (), "revoke_what_is_left"),
+        ("forget_old_runs", (), "tidy"),
+        ("count_what_there_is", (), "count"),
     ],
 )
 def test_the_lock_that_each_takes(app: Application, name: str, arguments: tuple[str, ...], key: str) -> None:
@@ -178,6 +181,7 @@ def test_the_timetable_is_that_of_the_settings(app: Application) -> None:
         "refresh_integration_tokens": cron("3 * * * 7"),
         "revoke_what_is_left": cron("*/7 * * * *"),
         "forget_old_runs": cron("5 4 * * *"),
+        "count_what_there_is": cron("*/5 * * * *"),
         "deliver_waiting_changes": cron("7 * * * *"),
         "serve_news": cron("* * * * *"),
         "keep_webhooks": cron("41 * * * *"),
@@ -453,6 +457,16 @@ def test_the_journal_is_kept_as_long_as_the_settings_say(
     [(store, before)] = app.calls
     assert store is app.rt.store
     assert timedelta(0) <= before - earliest < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_large_store_is_counted(app: Application, monkeypatch: pytest.MonkeyPatch, sent: bool) -> None:
+    listen(app, monkeypatch, counts, "recount")
+
+    with app.working("schedule"):
+        app.count_what_there_is.send() if sent else app.count_what_there_is()
+
+    assert app.calls == [(app.rt.store, app.rt.clock)]
 
 
 # Without Redis ----------------------------------------------------------------------------------------------

@@ -442,7 +442,17 @@ def test_the_settings_are_these() -> None:
         "database": ["url"],
         "redis": ["url", "prefix"],
         "security": ["encryption_keys", "login_token"],
-        "schedule": ["sync", "refresh_tokens", "revoke", "tidy", "notify", "news", "webhooks", "reserve"],
+        "schedule": [
+            "sync",
+            "refresh_tokens",
+            "revoke",
+            "tidy",
+            "count",
+            "notify",
+            "news",
+            "webhooks",
+            "reserve",
+        ],
         "sync": [
             "interval_seconds",
             "lookback_days",
@@ -507,6 +517,7 @@ def test_the_actors_and_their_queues_are_these() -> None:
         "deliver_changes": "notify",
         "deliver_waiting_changes": "notify",
         "revoke_what_is_left": "schedule",
+        "count_what_there_is": "schedule",
         "serve_news": "schedule",
         "keep_webhooks": "schedule",
     }
