@@ -42,7 +42,7 @@ test-slow: env  ## the tests that take longer: on PostgreSQL, kills at random, a
 	@$(BIN)/pytest -m slow --timeout 900 -n auto $(addprefix --ignore ,$(ALONE))
 
 bench: env  ## measure, as ratios
-	@$(BIN)/python benchmarks/tick.py
+	@$(BIN)/python -m benchmarks.scale --to 100000
 
 lint: env  ## ruff, mypy, and which room imports which
 	@$(BIN)/ruff check .
