@@ -376,6 +376,7 @@ class Settings(Section):
         return path
 
 
+@cache
 def known_providers() -> frozenset[str]:
     """The providers one can configure: a module in `lifelogger/providers/`, or an entry point of that name.
 

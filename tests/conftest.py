@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -145,8 +146,24 @@ def settings_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
 
 def make_tables(store: Store) -> None:
     """All tables at once, as the models have them: test_migrations.py shows that it is the same."""
-    with store.write() as db:
-        Base.metadata.create_all(db)
+    if store.is_sqlite:
+        with open(store.url.database or "", "xb") as file:
+            file.write(sqlite_with_tables())
+    else:
+        with store.write() as db:
+            Base.metadata.create_all(db)
+
+
+@cache
+def sqlite_with_tables() -> bytes:
+    """The file of a database in which nobody has written yet: made once, copied for each test."""
+    with tempfile.TemporaryDirectory(prefix="lifelogger-tables-") as folder:
+        file = Path(folder) / "test.db"
+        store = Store(f"sqlite:///{file}")
+        with store.write() as db:
+            Base.metadata.create_all(db)
+        store.close()
+        return file.read_bytes()
 
 
 @pytest.fixture
