@@ -32,7 +32,7 @@ status: env  ## how everything stands
 	@$(BIN)/lifelogger status
 
 test: env  ## the tests, in about three minutes on two cores
-	@$(BIN)/pytest -n auto
+	@$(BIN)/pytest -n auto --dist worksteal
 
 # Whole systems that are given so many seconds: nothing else runs beside them.
 ALONE := tests/test_run.py tests/test_webhooks.py

@@ -124,7 +124,7 @@ class Contract(ABC):
         return self.provider.poll_cost(self.live.settings.providers[self.provider.name])
 
     def some(self, cases: Sequence[Any]) -> Sequence[Any]:
-        """All of them where a poll is one request; each third where it is many, and all with the slow tests."""
+        """All where a poll is one request; each third where it is many, and all with the slow tests."""
         return cases if self.cost == 1 else cases[::3]
 
     def connect(self, *people: str, **grant: Any) -> list[dict[str, Any]]:
