@@ -604,7 +604,7 @@ def test_how_the_endpoints_stand(
     told = tuned(runtime, notify={"urls": ("https://user:secret@app.example/hook",)})
     monkeypatch.setattr(cli, "processwide", lambda: told)
 
-    assert "app.example  never      Up to date." in lifelogger_("notify", "list").out
+    assert "app.example  never      It was not told of anything yet." in lifelogger_("notify", "list").out
     [each] = json.loads(lifelogger_("notify", "list", "--json").out)
     assert (each["host"], "secret" in str(each)) == ("app.example", False)
 

@@ -17,14 +17,14 @@ import requests
 from sqlalchemy import delete, select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from lifelogger import client, notify
+from lifelogger import client, notify, status
 from lifelogger.connections import import_lines
 from lifelogger.runtime import Runtime
 from lifelogger.status import as_json
 from lifelogger.store import feed
 from lifelogger.store.models import Endpoint, Record
 from tests.live import tuned
-from tests.test_changes import erase, item, lose, write
+from tests.test_changes import NOW, erase, item, lose, write
 
 SECRET, OLD_SECRET = notify.new_secret(), notify.new_secret()
 PASSWORD = "recognisable-password"
@@ -376,23 +376,25 @@ def test_no_log_and_no_row_has_the_address_or_a_persons_data(
     notify.deliver(rt)
 
     assert "127.0.0.1 refuses it (500): tried again in" in caplog.text
-    for text in (caplog.text, repr(row(rt)), repr(rt.settings.notify), repr(notify.endpoints(rt))):
+    for text in (caplog.text, repr(row(rt)), repr(rt.settings.notify), repr(status.endpoints(rt))):
         for secret in (PASSWORD, "/hook", "recognisable title", "ann", SECRET):
             assert secret not in text
 
 
 def test_how_each_endpoint_stands(rt: Runtime, receiver: Receiver, now: list[datetime]) -> None:
     write(rt, "ann", item(1))
-    [before] = notify.endpoints(rt)
+    [before] = status.endpoints(rt)
     notify.deliver(rt)
-    [after] = notify.endpoints(rt)
+    [after] = status.endpoints(rt)
 
-    assert (before["behind"], before["delivered_at"]) == (True, None)
+    assert (before["behind"], before["behind_since"], before["delivered_at"]) == (True, NOW, None)
     assert after == {
         "host": "127.0.0.1",
         "delivered_at": now[0],
         "behind": False,
+        "behind_since": None,
         "failures": 0,
         "next_try_at": None,
         "reason": None,
+        "sentence": "Up to date.",
     }

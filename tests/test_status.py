@@ -270,6 +270,9 @@ def test_everything_about_one_user(rt: Runtime) -> None:
             "off_reason": None,
             "history_left_since": NOW - timedelta(days=9),
             "history_left_until": NOW,
+            "history_goes_to": NOW - timedelta(days=9),
+            "history_share": 0.0,
+            "records": 1,
         }
     ]
     assert [(run["outcome"], run["message"], run["requests"]) for run in user["runs"]] == [

@@ -43,10 +43,10 @@ def test_the_status_is_that_of_the_command_line(client: TestClient, runtime: Run
 
 def test_users_and_a_user_are_those_of_status(client: TestClient, runtime: Runtime) -> None:
     for user_id in ("ann", "bob"):
-        ran(
-            runtime,
-            connect(runtime, user_id, wait_reason="spent", next_sync_at=runtime.clock() + timedelta(days=1)),
-        )
+        later = runtime.clock() + timedelta(days=1)
+        connection = connect(runtime, user_id, wait_reason="spent", next_sync_at=later)
+        ran(runtime, connection)
+        read_stream(runtime, connection)
     assert client.get("/api/users").json() == status.as_json(status.users(runtime))
     assert client.get("/api/users?after=ann").json() == status.as_json(status.users(runtime, after="ann"))
     assert client.get("/api/users?search=b").json() == status.as_json(status.users(runtime, search="b"))
@@ -269,6 +269,7 @@ def test_the_schema_is_there_for_who_is_logged_in(client: TestClient) -> None:
         "/api/users/{user_id}/records",
         "/api/users/{user_id}/latest",
         "/api/users/{user_id}/freshness",
+        "/api/users/{user_id}/imports",
         "/api/users/{user_id}/sync",
         "/api/users/{user_id}/connections/{provider}",
         "/api/receipts/{number}",
