@@ -140,7 +140,5 @@ def still(runs: Sequence[Any], left: float, now: datetime) -> int | None:
     Counted from the end of the first: each of the others has waited for its turn, and then read.
     """
     read = sum(run.history_s or 0.0 for run in runs[1:])
-    if read <= 0:
-        return None
-    passed: timedelta = now - runs[0].ended_at
-    return round(left * passed.total_seconds() / read)
+    passed = (now - runs[0].ended_at).total_seconds() if runs else 0.0
+    return round(left * passed / read) if read > 0 and passed > 0 else None

@@ -130,8 +130,9 @@ def run_of(minutes: float, days: float | None) -> Any:
         ([run_of(30, 50), run_of(15, 10), run_of(0, 10)], 30 * 5),
         ([run_of(60, 50), run_of(45, 10)], 60 * 10),
         ([run_of(30, 50), run_of(15, None), run_of(0, 0)], None),
+        ([run_of(0, 50), run_of(0, 10)], None),
     ],
-    ids=["none", "one", "two", "three", "it waits since", "nothing read"],
+    ids=["none", "one", "two", "three", "it waits since", "nothing read", "no time passed"],
 )
 def test_what_is_left_takes_as_long_as_the_syncs_before_with_their_waiting(
     runs: list[Any], minutes: int | None

@@ -84,6 +84,32 @@ def test_records_can_be_chosen(client: TestClient, runtime: Runtime) -> None:
     assert datetime.fromisoformat(record["start_at"]).utcoffset() == timedelta(0)
 
 
+def test_an_import_is_told_until_it_is_done(client: TestClient, runtime: Runtime) -> None:
+    now, connection = runtime.clock(), connect(runtime, "ann")
+    reached, goes_to = now - timedelta(days=25), now - timedelta(days=100)
+    read_stream(runtime, connection, cursor=now, backlog_since=goes_to, backlog_until=reached)
+    recorded(runtime, connection)
+    ran(runtime, connection, requests=7)
+
+    [told] = client.get("/api/users/ann/imports").json()
+
+    assert told == {
+        "provider": "strava",
+        "reached": reached.isoformat(),
+        "goes_to": goes_to.isoformat(),
+        "share": 0.25,
+        "records": 1,
+        "requests": 7,
+        "left_s": None,
+    }
+    [of_user] = client.get("/api/users/ann").json()["connections"]
+    assert {name: of_user["import"][name] for name in told} == told
+    model = client.get("/api/openapi.json").json()["components"]["schemas"]["Import"]
+    assert set(model["properties"]) == set(told)
+    assert client.get("/api/status").json()["importing"] == 1
+    assert client.get("/api/users/nobody/imports").status_code == 404
+
+
 def test_a_text_that_is_no_unicode_is_no_error(client: TestClient, runtime: Runtime) -> None:
     recorded(runtime, connect(runtime, "ann"), raw={"name": "\ud800\0"})
     (record,) = client.get("/api/users/ann/records").json()
