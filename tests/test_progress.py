@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event
 
 from lifelogger import client, progress, status, sync
 from lifelogger.providers import strava
@@ -213,13 +213,15 @@ def test_the_overview_counts_the_connections_that_still_import(runtime: Runtime)
 def test_counting_them_reads_an_index_of_those_alone(runtime: Runtime) -> None:
     if not runtime.store.is_sqlite:
         pytest.skip("a table this small is read whole")
-    with runtime.store.read() as db:
-        plan = db.execute(
-            text(
-                "EXPLAIN QUERY PLAN SELECT c.provider, count(DISTINCT s.connection_id) FROM streams AS s "
-                "JOIN connections AS c ON s.connection_id = c.id WHERE s.backlog_until IS NOT NULL "
-                "AND s.off_reason IS NULL AND c.status = 'active' GROUP BY c.provider"
-            )
-        ).all()
+    asked: list[tuple[str, Any]] = []
+    listen = ("before_cursor_execute", lambda *told: asked.append((told[2], told[3])))
+    event.listen(runtime.store.engine, *listen)
+    status.overview(runtime, budgets=False)
+    event.remove(runtime.store.engine, *listen)
 
-    assert any("USING INDEX ix_streams_unread" in row[-1] for row in plan), plan
+    [(statement, parameters)] = [each for each in asked if "backlog_until" in each[0]]
+    with runtime.store.read() as db:
+        plan = [row[-1] for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+
+    assert "SCAN streams USING INDEX ix_streams_unread" in plan
+    assert "SEARCH connections USING INTEGER PRIMARY KEY (rowid=?)" in plan
