@@ -621,7 +621,7 @@ def status(
         f"{count(now['records'], 'record')}, {now['quarantined']:,} quarantined."
     )
     if now["importing"]:
-        out.print(f"First imports under way: {now['importing']:,}.")
+        out.print(f"Still importing their past: {count(now['importing'], 'connection')}.")
     tick = now["last_tick"]
     out.print(
         f"Last tick: {tick['name']} at {standing.moment(tick['fired_at'], now['now'])}, "
@@ -639,7 +639,7 @@ def status(
             people = count(each["needs_reauth"], "connection")
             out.print(f"  To be signed in again by their people: {people}.", style="yellow")
         if each["importing"]:
-            out.print(f"  {count(each['importing'], 'first import')} under way.")
+            out.print(f"  Still importing their past: {count(each['importing'], 'connection')}.")
         out.print(
             f"  {escape(each['webhooks']['sentence'])}", style=_trouble(each["webhooks"]["ok"] is False)
         )
@@ -679,7 +679,7 @@ def _user_status(rt: Runtime, user_id: str, as_json: bool) -> None:
             elif stream["history_left_until"]:
                 left = f"{stream['history_left_until']:%Y-%m-%d}"
                 out.print(f"  {stream['name']}: history before {left} is still to come "
-                          f"({stream['history_share']:.0%} is here).")  # fmt: skip
+                          f"({standing.percent(stream['history_share'])} is here).")  # fmt: skip
     if not user["connections"]:
         _say(f"No connection yet: `lifelogger connect {_quoted(user_id)} PROVIDER`")
     _print_runs(user["runs"])
@@ -723,7 +723,7 @@ def webhooks_list(as_json: AsJson = False) -> None:
 
     found = webhooks.known(_runtime())
     if as_json:
-        _print_json({name: {key: row[key] for key in ("subscriptions", "checked_at", "fault")}
+        _print_json({name: {key: row[key] for key in ("subscriptions", "checked_at", "heard_at", "fault")}
                      for name, row in found.items()})  # fmt: skip
         return
     table = _table("provider", "to", "address", "until")
@@ -936,7 +936,7 @@ class Imports:
                 continue  # it was done before we came
             share = one["share"] if one else 1.0
             told = one["sentence"] if one else "Nothing is left to import."
-            step = f"{share:.0%}"
+            step = standing.percent(share)
             if err.is_terminal:
                 if name not in self._tasks:
                     self._tasks[name] = self._bars.add_task(name, total=1.0, told="")

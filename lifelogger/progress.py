@@ -34,13 +34,13 @@ class Import:
     reached: datetime | None
     """Everything newer is here, of each stream that is read; None: of one, nothing is yet."""
     goes_to: datetime
-    """How far back it goes in the end: `sync.history_days` before the first sync."""
+    """How far back it goes in the end, as `sync.history_days` was at the first sync."""
     share: float
     """How much of that time is here: 0 to below 1."""
     records: int
     """How many the connection holds by now."""
     requests: int
-    """What all its syncs cost until now."""
+    """What its syncs cost until now, as far as the journal has them, without one that still runs."""
     left_s: int | None
     """Seconds that it still takes if it goes on as during the last day; None: nothing tells that yet, or it
     does not go on before the person signs in again."""

@@ -139,10 +139,8 @@ def webhook_states(rt: Runtime) -> dict[str, dict[str, Any]]:
         elif not row:
             sentence = f"Webhooks were not subscribed to yet: {mends} does, or the scheduler within the hour."
         elif row["fault"]:
-            ok, sentence = (
-                False,
-                f"The last check of its webhooks failed: {ended(row['fault'])} {mends} tries again.",
-            )
+            ok = False
+            sentence = f"The last check of its webhooks failed: {ended(row['fault'])} {mends} tries again."
         elif there < len(topics):
             ok = False
             sentence = f"Webhooks: {there} of {count(len(topics), 'subscription')}: {mends} mends it."
@@ -365,15 +363,21 @@ def importing(one: progress.Import, status: str, now: datetime) -> str:
     """How far an import is, for a person."""
     if one.reached is None:
         return f"The past is not imported yet: it goes back to {one.goes_to:%Y-%m-%d}."
+    cost = f" for {count(one.requests, 'request')}" if one.requests else ""
     here = (
         f"The past is here back to {one.reached:%Y-%m-%d}, and goes back to {one.goes_to:%Y-%m-%d} "
-        f"({one.share:.0%}): {count(one.records, 'record')} for {count(one.requests, 'request')}."
+        f"({percent(one.share)}): {count(one.records, 'record')}{cost}."
     )
     if status != "active":
         return f"{here} It goes on when they have signed in again."
     if one.left_s is None:
         return f"{here} How long it still takes cannot be told yet."
     return f"{here} It takes about {span(one.left_s)} more."
+
+
+def percent(share: float) -> str:
+    """A share as people say it; all of it only when it is."""
+    return f"{round(share * 10_000) // 100} %"
 
 
 UNITS = (("year", 31_536_000), ("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1))

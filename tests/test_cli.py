@@ -533,8 +533,8 @@ def test_waiting_tells_of_the_import_in_plain_lines(importing: Callable[..., Sai
     assert "\x1b" not in said.err
     told = importing("status", "alice").out
     assert "How long it still takes cannot be told yet." in told
-    assert "% is here)" in told
-    assert "1 first import under way." in importing("status").out
+    assert " % is here)" in told
+    assert "Still importing their past: 1 connection.\n" in importing("status").out
 
 
 @ONCE

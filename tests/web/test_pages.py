@@ -100,10 +100,10 @@ def test_an_import_has_a_bar_and_a_sentence_without_scripts(client: TestClient, 
     assert '<progress max="1" value="0.25"' in page
     assert (
         f"The past is here back to {left['backlog_until']:%Y-%m-%d}, and goes back to "
-        f"{left['backlog_since']:%Y-%m-%d} (25%): 0 records for 8 requests. It takes about 10 hours more."
+        f"{left['backlog_since']:%Y-%m-%d} (25 %): 0 records for 8 requests. It takes about 10 hours more."
     ) in text(page)
     assert 'http-equiv="refresh"' in page
-    assert "1 first import under way" in text(client.get("/").text)
+    assert "Still importing their past: 1 connection." in text(client.get("/").text)
 
 
 def test_webhooks_in_and_out_say_how_they_stand(
