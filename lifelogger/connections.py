@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from sqlalchemy import Connection as Database
-from sqlalchemy import func, select, update
+from sqlalchemy import case, func, select, update
 
 from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import Event, shown, split_scopes
@@ -218,10 +218,16 @@ def save(rt: Runtime, db: Database, line: Line, grant: dict[str, Any] | None = N
         raise AccountTaken(conflict)
     grant = grant or sealed(rt, line)
     ensure_user(rt, db, line.user_id)
+    ended = Connection.status == "needs_reauth"
     known = db.scalar(
         update(Connection)
         .where(Connection.user_id == line.user_id, Connection.provider == line.provider)
-        .values(**grant, provider_user_id=func.coalesce(line.provider_user_id, Connection.provider_user_id))
+        .values(
+            **grant,
+            provider_user_id=func.coalesce(line.provider_user_id, Connection.provider_user_id),
+            status_at=case((ended, grant["updated_at"]), else_=Connection.status_at),
+            status_change=case((ended, None), else_=Connection.status_change),
+        )
         .returning(Connection.id)
     )
     if known is not None:  # what was refused under the old grant is asked for again

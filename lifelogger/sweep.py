@@ -58,6 +58,9 @@ class Sweep:
             # A clock that was set back must not make us read less than the look-back.
             self.fresh_since = min(state.cursor, now) - timedelta(days=settings.lookback_days)
             self.backlog = (state.backlog_since, state.backlog_until) if state.backlog_until else None
+        self._left_at_first = _seconds(self.backlog)
+        self.history_s = 0.0
+        """How much of the backlog it has read, in seconds of the past."""
         self.floor: datetime | None = None
         self.pages: Iterator[base.Page] | None = None
         self.upper: datetime | None = None
@@ -158,6 +161,7 @@ class Sweep:
         if end:
             values["ended_at"] = self.began_at
         db.execute(update(Stream).where(Stream.id == self.stream_id).values(values))
+        self.history_s = max(0.0, self._left_at_first - _seconds(left))
         if end or reached <= self.since:
             self.backlog = left
 
@@ -182,3 +186,7 @@ class Sweep:
             Record.stream == self.stream.name,
             Record.deleted_at.is_(None),
         )
+
+
+def _seconds(span: tuple[datetime, datetime] | None) -> float:
+    return (span[1] - span[0]).total_seconds() if span else 0.0

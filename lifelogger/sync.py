@@ -442,6 +442,7 @@ class ConnectionSync:
                     updated=counts.updated,
                     deleted=counts.deleted,
                     quarantined=counts.quarantined,
+                    history_s=sum(sweep.history_s for sweep in self.sweeps),
                 )
             )
         if left:  # a webhook said so, and the request that was made to find out has found it so

@@ -26,7 +26,7 @@ from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
-from sqlalchemy import func, literal, or_, select, update
+from sqlalchemy import case, func, literal, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from lifelogger.errors import BudgetSpent, LifeloggerError, SignInAgain, Unavailable
@@ -389,7 +389,10 @@ class Tokens:
 
 def needs_reauth(reason: str, now: datetime) -> dict[str, Any]:
     """The columns of a connection that waits for its person to sign in again: it is not polled."""
+    works = Connection.status == "active"  # one end may be met twice, and is one change
     return {
+        "status_at": case((works, now), else_=Connection.status_at),
+        "status_change": case((works, None), else_=Connection.status_change),
         "status": "needs_reauth",
         "status_reason": reason,
         "next_sync_at": None,

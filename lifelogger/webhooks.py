@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from lifelogger.connections import note_hint
 from lifelogger.errors import LifeloggerError, Refused
@@ -29,6 +29,9 @@ RENEW_BEFORE = timedelta(days=2)
 """A subscription is renewed when no more of its time is left: dozens of checks may fail until it ends."""
 CALLS_KEPT = timedelta(days=8)
 """How long a signed call is known again. The longest that a provider tries is a week."""
+
+HEARD_EVERY = timedelta(minutes=1)
+"""How exactly it is kept when an event last came: they would all wait for one row otherwise."""
 
 
 class NoWebhooks(LifeloggerError):
@@ -64,6 +67,8 @@ def hear(rt: Runtime, name: str, call: Call) -> tuple[Heard, list[str]]:
                 return heard, []  # sent twice, or caught by somebody and sent again
         every = tuple(stream.name for stream in provider.streams)
         users = [note_hint(db, name, event, now) for event in together(heard.events, every)]
+        if row and (row.heard_at is None or now - row.heard_at >= HEARD_EVERY):
+            db.execute(update(Webhook).where(Webhook.provider == name).values(heard_at=now))
     return heard, [user for user in users if user is not None]
 
 

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import dramatiq
@@ -226,6 +227,25 @@ def test_an_activity_costs_one_request(served: Runtime, sandbox: Control) -> Non
     assert str(news) in stored(served, "alice")
     assert spent(sandbox, before) == ["GET /athlete/activities"]
     assert journal(served, "alice")[-1].trigger == "news"
+
+
+@ON_SQLITE
+def test_when_an_event_last_came_is_known_to_the_minute(served: Runtime, sandbox: Control) -> None:
+    """One row of all: a burst must not wait for it."""
+    connect(served, sandbox, "alice")
+    webhooks.keep(served, "strava")
+    assert webhooks.known(served)["strava"]["heard_at"] is None
+    seen = []
+    for number, seconds in enumerate((0, 59, 1), 1):
+        sandbox.step(seconds)
+        sandbox.add("alice")
+        delivered(sandbox, number=number)
+        seen.append(webhooks.known(served)["strava"]["heard_at"])
+
+    now = served.clock()
+    assert seen == [now - timedelta(minutes=1), now - timedelta(minutes=1), now]
+    webhooks.keep(served, "strava")
+    assert webhooks.known(served)["strava"]["heard_at"] == now
 
 
 NAMED = {

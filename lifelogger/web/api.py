@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -12,7 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from lifelogger import client, status
-from lifelogger.web.access import EVERYBODY, OneOrAll, needs
+from lifelogger.progress import Import
+from lifelogger.web.access import EVERYBODY, OneOrAll, needs, needs_too
 from lifelogger.web.render import Json
 from lifelogger.web.users import (
     Parts,
@@ -112,6 +114,17 @@ def freshness(rt: Rt, user_id: str) -> Any:
     return Json(client.freshness(user_id, runtime=rt))
 
 
+@router.get(
+    "/api/users/{user_id:user}/imports",
+    dependencies=[needs("read:records")],
+    responses={200: {"model": list[Import]}},
+)
+def imports(rt: Rt, user_id: str) -> Any:
+    """How far each first import of a user is, and how long it still takes; without those that are done."""
+    find(rt, user_id)
+    return Json([asdict(each) for each in client.imports(user_id, runtime=rt)])
+
+
 @router.post("/api/users/{user_id:user}/sync", status_code=202, dependencies=[needs("sync")])
 def sync(rt: Rt, health: Parts, user_id: str) -> Any:
     """Ask for a sync now: `connections` says how many will look, `at` when, `runs` which syncs it joined.
@@ -148,21 +161,29 @@ def runs(rt: Rt, user: OneOrAll, before: Annotated[int | None, Query(ge=1)] = No
 
 @router.get("/api/changes", dependencies=[needs("read:records")])
 async def changes(
+    request: Request,
     rt: Rt,
     watch: Annotated[Watch, Depends(of_watch)],
     user: OneOrAll,
     after: Text = "",
     limit: Limit = 100,
     wait: Annotated[float, Query(ge=0, le=MOST_WAIT_SECONDS)] = 0,
+    connections: bool = False,
 ) -> Any:
     """What changed since the cursor `after`, in order, of one user or all; ask again with `next`.
+
+    With `connections` also whose connection has to be signed in again, or was: for keys with `read:status`.
 
     Nothing is missed. When there is nothing yet, the answer comes as soon as there is, or after `wait`
     seconds. 410: the cursor is unknown, begin without one.
     """
+    if connections:
+        needs_too(request, "read:status")
     until = time.monotonic() + wait
     while True:
-        page = await run_in_threadpool(client.changes, after, limit=limit, user_id=user, runtime=rt)
+        page = await run_in_threadpool(
+            client.changes, after, limit=limit, user_id=user, connections=connections, runtime=rt
+        )
         if page.changes or not await watch.passed(int(page.next), until):
             return Json(page._asdict())
         after = page.next

@@ -43,10 +43,10 @@ def test_the_status_is_that_of_the_command_line(client: TestClient, runtime: Run
 
 def test_users_and_a_user_are_those_of_status(client: TestClient, runtime: Runtime) -> None:
     for user_id in ("ann", "bob"):
-        ran(
-            runtime,
-            connect(runtime, user_id, wait_reason="spent", next_sync_at=runtime.clock() + timedelta(days=1)),
-        )
+        later = runtime.clock() + timedelta(days=1)
+        connection = connect(runtime, user_id, wait_reason="spent", next_sync_at=later)
+        ran(runtime, connection)
+        read_stream(runtime, connection)
     assert client.get("/api/users").json() == status.as_json(status.users(runtime))
     assert client.get("/api/users?after=ann").json() == status.as_json(status.users(runtime, after="ann"))
     assert client.get("/api/users?search=b").json() == status.as_json(status.users(runtime, search="b"))
@@ -82,6 +82,32 @@ def test_records_can_be_chosen(client: TestClient, runtime: Runtime) -> None:
     (record,) = client.get("/api/users/ann/records?kind=sleep").json()
     assert record["raw"] == {"id": "sleep"}
     assert datetime.fromisoformat(record["start_at"]).utcoffset() == timedelta(0)
+
+
+def test_an_import_is_told_until_it_is_done(client: TestClient, runtime: Runtime) -> None:
+    now, connection = runtime.clock(), connect(runtime, "ann")
+    reached, goes_to = now - timedelta(days=25), now - timedelta(days=100)
+    read_stream(runtime, connection, cursor=now, backlog_since=goes_to, backlog_until=reached)
+    recorded(runtime, connection)
+    ran(runtime, connection, requests=7)
+
+    [told] = client.get("/api/users/ann/imports").json()
+
+    assert told == {
+        "provider": "strava",
+        "reached": reached.isoformat(),
+        "goes_to": goes_to.isoformat(),
+        "share": 0.25,
+        "records": 1,
+        "requests": 7,
+        "left_s": None,
+    }
+    [of_user] = client.get("/api/users/ann").json()["connections"]
+    assert {name: of_user["import"][name] for name in told} == told
+    model = client.get("/api/openapi.json").json()["components"]["schemas"]["Import"]
+    assert set(model["properties"]) == set(told)
+    assert client.get("/api/status").json()["importing"] == 1
+    assert client.get("/api/users/nobody/imports").status_code == 404
 
 
 def test_a_text_that_is_no_unicode_is_no_error(client: TestClient, runtime: Runtime) -> None:
@@ -269,6 +295,7 @@ def test_the_schema_is_there_for_who_is_logged_in(client: TestClient) -> None:
         "/api/users/{user_id}/records",
         "/api/users/{user_id}/latest",
         "/api/users/{user_id}/freshness",
+        "/api/users/{user_id}/imports",
         "/api/users/{user_id}/sync",
         "/api/users/{user_id}/connections/{provider}",
         "/api/receipts/{number}",

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from html import unescape
 from typing import Any
 
 import pytest
 from dramatiq.brokers.redis import RedisBroker
+from fastapi import FastAPI
 from sqlalchemy import insert
 from starlette.testclient import TestClient
 
+from lifelogger import status, webhooks
 from lifelogger.connections import add_user
 from lifelogger.runtime import Runtime
 from lifelogger.status import moment
-from lifelogger.store.models import Tick
+from lifelogger.store.models import Endpoint, Tick
 from lifelogger.web import render
+from lifelogger.web.app import create_app
+from tests.live import tuned
 from tests.web.people import ACCESS_TOKEN, REFRESH_TOKEN, connect, ran, read_stream, recorded
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -80,6 +85,49 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"next_sync_at": timedelta(minutes=9)}, "Up to date; due again at"),
     ({}, "Due: the next tick takes it"),
 ]
+
+
+def test_an_import_has_a_bar_and_a_sentence_without_scripts(client: TestClient, runtime: Runtime) -> None:
+    now, connection = runtime.clock(), connect(runtime, "ann")
+    left = {"backlog_since": now - timedelta(days=100), "backlog_until": now - timedelta(days=25)}
+    read_stream(runtime, connection, cursor=now, **left)
+    for minutes, days in ((40, 10), (20, 5)):
+        ended = now - timedelta(minutes=minutes)
+        ran(runtime, connection, started_at=ended, ended_at=ended, history_s=days * 86400, requests=4)
+
+    page = client.get("/users/ann").text
+
+    assert '<progress max="1" value="0.25"' in page
+    assert (
+        f"The past is here back to {left['backlog_until']:%Y-%m-%d}, and goes back to "
+        f"{left['backlog_since']:%Y-%m-%d} (25 %): 0 records for 8 requests. It takes about 10 hours more."
+    ) in text(page)
+    assert 'http-equiv="refresh"' in page
+    assert "Still importing their past: 1 connection." in text(client.get("/").text)
+
+
+def test_webhooks_in_and_out_say_how_they_stand(
+    app: FastAPI, client: TestClient, runtime: Runtime, broker: RedisBroker, visit: Callable[..., TestClient]
+) -> None:
+    webhooks.note_fault(runtime, "strava", "Strava refused it (403)")
+    url = "https://user:hush-password@other.example/hush-path"
+    told = tuned(runtime, notify={"urls": (url,)})
+    digest = status.digest_of(url)
+    then = runtime.clock() + timedelta(minutes=5)
+    with runtime.store.write() as db:
+        row = {"cursor": 0, "failures": 3, "next_try_at": then, "reason": "refuses it (500)"}
+        db.execute(insert(Endpoint).values(digest=digest, created_at=then, **row))
+
+    page = visit(create_app(told, broker)).get("/").text
+
+    assert "Whom we tell of changes" in page
+    assert "other.example It refuses it (500), 3 times in a row; tried again at " in text(page)
+    assert "The last check of its webhooks failed: Strava refused it (403). `lifelogger webhooks" in text(
+        page
+    )
+    assert "hush" not in page
+    assert digest not in page
+    assert "Whom we tell of changes" not in client.get("/").text
 
 
 def test_each_state_is_a_sentence(client: TestClient, runtime: Runtime) -> None:
