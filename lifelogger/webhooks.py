@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -63,7 +64,7 @@ def hear(rt: Runtime, name: str, call: Call) -> tuple[Heard, list[str]]:
             if first.rowcount != 1:
                 return heard, []  # sent twice, or caught by somebody and sent again
         every = tuple(stream.name for stream in provider.streams)
-        users = [note_hint(db, name, event, now) for event in together(heard.events, every)]
+        users = [note_hint(db, name, events, now) for events in together(heard.events, every)]
     return heard, [user for user in users if user is not None]
 
 
@@ -77,16 +78,14 @@ def listening(rt: Runtime, name: str) -> Provider:
     return provider
 
 
-def together(events: tuple[Event, ...], every: tuple[str, ...]) -> list[Event]:
-    """One event for each owner, in the same order whoever sends: rows are locked one after the other.
+def together(events: tuple[Event, ...], every: tuple[str, ...]) -> list[list[Event]]:
+    """The events of each owner, in the same order whoever sends: rows are locked one after the other.
 
     One that names no stream is of `every` one: even so it is a hint, not a person's wish.
     """
-    found: dict[str, Event] = {}
+    found: dict[str, list[Event]] = {}
     for event in events:
-        known = found.get(event.owner, Event(event.owner))
-        streams = tuple(dict.fromkeys((*known.streams, *(event.streams or every))))
-        found[event.owner] = Event(event.owner, streams, known.deauthorised or event.deauthorised)
+        found.setdefault(event.owner, []).append(replace(event, streams=event.streams or every))
     return [found[owner] for owner in sorted(found)]
 
 

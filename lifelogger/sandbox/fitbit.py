@@ -343,15 +343,26 @@ class Fitbit(Provider):
     def hook_event(self, event: hooks.Event, to: hooks.Subscription) -> Any:
         if event.stream not in to.about:
             return None
-        span = {"startTime": utc(event.at - DAY_SECONDS), "endTime": utc(event.at)}
         data = {
             "version": "1",
             "healthUserId": health_id(event.person),
             "operation": "DELETE" if event.what == "delete" else "UPSERT",
             "dataType": event.stream,
-            "intervals": [{"physicalTimeInterval": span}],
+            "intervals": [{"physicalTimeInterval": self._lived(event)}],
         }
         return [{"data": data}]
+
+    def _lived(self, event: hooks.Event) -> dict[str, str]:
+        """When what an event is about was recorded; of a day, that day."""
+        try:
+            if event.stream == self.activity_stream:
+                lived = self.find(event.person, event.stream, event.key).value["exercise"]["interval"]
+                return {name: lived[name] for name in ("startTime", "endTime")}
+            day = datetime.fromisoformat(event.key[:10])
+            start = day.replace(tzinfo=ZoneInfo(event.person.timezone)).timestamp()
+        except (Mistake, ValueError):  # of what somebody forged
+            start = event.at - DAY_SECONDS
+        return {"startTime": utc(start), "endTime": utc(start + DAY_SECONDS)}
 
     def hook_headers(
         self, body: bytes, to: hooks.Subscription, now: float, *, forged: bool
