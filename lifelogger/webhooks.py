@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import delete, select
@@ -20,7 +20,7 @@ from sqlalchemy import delete, select
 from lifelogger.connections import note_hint
 from lifelogger.errors import LifeloggerError, Refused
 from lifelogger.http import Unauthorised, accepted, exchange
-from lifelogger.providers.base import Ask, Call, Event, Heard, Json, Known, Provider, Subscription, shown
+from lifelogger.providers.base import Call, Event, Heard, Json, Known, Provider, Subscription, shown
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Webhook, WebhookCall
 
@@ -130,7 +130,7 @@ def keep(rt: Runtime, name: str, *, take_over: bool = False) -> list[Subscriptio
     address = callback(rt, name)
     if address is None:
         raise NoWebhooks("set web.public_url: the address under which the provider reaches this server")
-    ask, now = asker(rt, provider), rt.clock()
+    ask, now = Asker(rt, provider), rt.clock()
     try:
         keys = provider.webhook_keys(ask, settings)
         found = provider.subscriptions(ask, settings)
@@ -172,7 +172,7 @@ def keep(rt: Runtime, name: str, *, take_over: bool = False) -> list[Subscriptio
 def remove(rt: Runtime, name: str) -> int:
     """End our subscriptions; returns how many there were. Raises as `keep`."""
     provider, settings, address = listening(rt, name), rt.settings.providers[name], callback(rt, name)
-    ask = asker(rt, provider)
+    ask = Asker(rt, provider)
     mine = [each for each in provider.subscriptions(ask, settings) if each.callback == address]
     for each in mine:
         provider.unsubscribe(ask, settings, each)
@@ -212,11 +212,19 @@ def put(rt: Runtime, name: str, values: dict[str, Any]) -> None:
         db.execute(statement.on_conflict_do_update(index_elements=["provider"], set_=values))
 
 
-def asker(rt: Runtime, provider: Provider) -> Ask:
+class Asker:
     """Requests in the application's own name. They spend from what all connections share."""
-    settings = rt.settings.providers[provider.name]
 
-    def ask(
+    def __init__(self, rt: Runtime, provider: Provider) -> None:
+        self.rt, self.provider = rt, provider
+        self.settings = rt.settings.providers[provider.name]
+
+    @property
+    def now(self) -> datetime:
+        return self.rt.clock()
+
+    def __call__(
+        self,
         method: str,
         url: str,
         *,
@@ -225,7 +233,8 @@ def asker(rt: Runtime, provider: Provider) -> Ask:
         data: Mapping[str, str] | None = None,
         json: Json = None,
     ) -> Json:
-        ticket = rt.budget.take(provider.shared_pools(settings))
+        rt, provider = self.rt, self.provider
+        ticket = rt.budget.take(provider.shared_pools(self.settings))
         content: dict[str, Any] = {"headers": headers, "params": params, "data": data, "json": json}
         reply = exchange(provider, rt.budget, ticket, rt.settings.http, rt.clock, method, url, **content)
         if 200 <= reply.status < 300 and method == "DELETE":
@@ -236,5 +245,3 @@ def asker(rt: Runtime, provider: Provider) -> Ask:
             raise Refused(
                 f"{provider.title}: its webhooks: the application is not authorised (401)"
             ) from None
-
-    return ask

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ import dramatiq
 import pytest
 import uvicorn
 from dramatiq.brokers.redis import RedisBroker
+from pydantic import SecretStr
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
@@ -131,7 +133,7 @@ def test_what_was_ended_elsewhere_is_repaired(served: Runtime, sandbox: Control,
     connect(served, sandbox, "alice", provider=provider)
     made = webhooks.keep(served, provider)
     known = served.providers[provider]
-    known.unsubscribe(webhooks.asker(served, known), served.settings.providers[provider], made[0])
+    known.unsubscribe(webhooks.Asker(served, known), served.settings.providers[provider], made[0])
 
     again = webhooks.keep(served, provider)
 
@@ -219,6 +221,47 @@ def test_the_command_line_makes_shows_and_ends_them(
     assert [each["callback"] for each in told["strava"]["subscriptions"]] == [address]
     assert call("remove", "strava") == "1 subscription ended.\n"
     assert call("subscribe", "nobody").startswith("refused: no provider")
+
+
+def google_account(rt: Runtime, account: Any) -> Runtime:
+    fitbit = rt.settings.providers["fitbit"].model_copy(
+        update={"service_account": SecretStr(json.dumps(account))}
+    )
+    settings = rt.settings.model_copy(update={"providers": {**rt.settings.providers, "fitbit": fitbit}})
+    return replace(rt, settings=settings)
+
+
+@ON_SQLITE
+def test_a_service_account_proves_itself_by_its_key(served: Runtime, sandbox: Control) -> None:
+    """RFC 7523: the sandbox has the public half, and gives a token for an hour."""
+    rt = google_account(served, sandbox.service_account())
+    sandbox.step(7200)  # on our clock, whatever the machine's says
+
+    (made,) = webhooks.keep(rt, "fitbit")
+
+    assert made.callback == webhooks.callback(rt, "fitbit")
+    asked = [each["route"] for each in sandbox.ledger()]
+    assert asked.count("POST /token") == asked.count("GET /v4/projects/{project}/subscribers") + 1
+    assert webhooks.remove(rt, "fitbit") == 1
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("wrong", ["another key", "another account", "no key"])
+def test_a_service_account_that_cannot_prove_itself_gets_nothing(
+    served: Runtime, sandbox: Control, wrong: str
+) -> None:
+    account, other = sandbox.service_account(), sandbox.service_account()
+    if wrong == "another account":
+        account["client_email"] = "nobody@sandbox.iam.gserviceaccount.com"
+    else:
+        account["private_key"] = other["private_key"] if wrong == "another key" else "-----BEGIN"
+
+    with pytest.raises(Refused) as refused:
+        webhooks.keep(google_account(served, account), "fitbit")
+
+    assert "PRIVATE" not in str(refused.value)
+    assert sandbox.webhooks("fitbit")["subscriptions"] == []
+    assert webhooks.known(served)["fitbit"]["fault"] == str(refused.value)
 
 
 # What an event costs -------------------------------------------------------------------------------

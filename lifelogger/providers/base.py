@@ -248,6 +248,9 @@ class Subscription:
 class Ask(Protocol):
     """Requests of the application itself, with no person's token. Raises `Wait` or `Refused`."""
 
+    @property
+    def now(self) -> datetime: ...
+
     def __call__(
         self,
         method: str,

@@ -7,7 +7,6 @@ import binascii
 import hashlib
 import json
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -415,7 +414,7 @@ def account_of(ask: Ask, settings: Endpoints) -> dict[str, str]:
         account = None
     if not isinstance(account, dict):
         return {"Authorization": f"Bearer {secret}"}
-    now = int(time.time())
+    now = int(ask.now.timestamp())
     claims = {
         "iss": account.get("client_email"),
         "scope": "https://www.googleapis.com/auth/cloud-platform",
