@@ -747,7 +747,8 @@ def keys_rotate() -> None:
 def api_key_add(
     name: Annotated[str, typer.Argument(help="What it is for: it is listed and removed by this name.")],
     scope: Annotated[
-        list[str] | None, typer.Option(help="read:records, read:status, sync or erase; once for each.")
+        list[str] | None,
+        typer.Option(help="read:records, read:status, sync, export or erase; once for each."),
     ] = None,
     user_id: Annotated[str | None, typer.Option("--user", help="The only user it may ask about.")] = None,
 ) -> None:
