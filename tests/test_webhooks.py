@@ -357,7 +357,6 @@ LONG_AGO = NOON - timedelta(days=40)
 DETAIL, LIST = "GET /activities/{id}", "GET /athlete/activities"
 
 
-@ON_SQLITE
 def test_an_old_activity_that_is_changed_or_deleted_costs_one_request(
     served: Runtime, sandbox: Control
 ) -> None:
@@ -511,7 +510,6 @@ OLD = {
 }
 
 
-@ON_SQLITE
 @pytest.mark.parametrize(("provider", "stream", "route"), [(p, *each) for p in OLD for each in OLD[p]])
 def test_old_documents_and_points_cost_one_request(
     served: Runtime, sandbox: Control, provider: str, stream: str, route: str
@@ -717,7 +715,6 @@ def test_who_only_seems_to_have_left_stays(served: Runtime, sandbox: Control) ->
     assert (row.status, row.deauthorised_at) == ("active", None)
 
 
-@ON_SQLITE
 def test_who_left_and_was_found_out_before_the_event_came_is_gone_too(
     served: Runtime, sandbox: Control
 ) -> None:
@@ -819,7 +816,6 @@ def test_an_account_that_was_imported_without_its_name_is_asked_for_it_once(
     assert sum(route.endswith(IDENTITY[provider].split()[1]) for route in routes) == 1
 
 
-@ON_SQLITE
 def test_an_account_of_two_users_stays_with_the_first(served: Runtime, sandbox: Control) -> None:
     """The second one is synced like before, and asks once a day."""
     connect(served, sandbox, "alice")
