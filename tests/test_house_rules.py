@@ -312,6 +312,7 @@ SURFACE = {
         "Forged",
         "LifeloggerError",
         "LockLost",
+        "NotThere",
         "Refused",
         "SettingsError",
         "SignInAgain",
