@@ -46,6 +46,7 @@ test-slow: env  ## the tests that take longer: on PostgreSQL, kills at random, a
 
 bench: env  ## measure, as ratios
 	@$(BIN)/python benchmarks/tick.py
+	@$(BIN)/python benchmarks/news.py
 
 lint: env  ## ruff, mypy, and which room imports which
 	@$(BIN)/ruff check .

@@ -16,6 +16,7 @@ import time
 import webbrowser
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -63,6 +64,14 @@ app.add_typer(notify_app, name="notify")
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class Form(StrEnum):
+    """What an export is written as."""
+
+    zip = "zip"
+    jsonl = "jsonl"
+
 
 WIDE = 10_000
 """Columns of a table that goes to a file or another program: nothing is cut or wrapped there."""
@@ -309,7 +318,7 @@ def user_remove(
         held = sum(each["records"] for each in user["connections"])
         raise LifeloggerError(
             f"Nothing was deleted yet of {count(len(user['connections']), 'connection')} and "
-            f"{count(held, 'record')}. `lifelogger export {_quoted(user_id)} -o FILE` keeps a copy; "
+            f"{count(held, 'record')}. `lifelogger export {_quoted(user_id)}` keeps a copy; "
             f"`lifelogger user remove {_quoted(user_id)} --yes` deletes them for good"
         )
     _print_receipt(leaving.erase(rt, user_id))
@@ -427,37 +436,69 @@ def connections_import(
 def export(
     user_id: UserId,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A file, instead of printing.")
+        str | None,
+        typer.Option("--output", "-o", help="The file to write; - is standard output."),
     ] = None,
+    form: Annotated[
+        Form, typer.Option("--format", help="zip: an archive, a file for each kind. jsonl: an object a line.")
+    ] = Form.zip,
 ) -> None:
-    """Write all that is kept about a user, as JSON Lines.
+    """Write all that is kept about a user into one archive. No token is in it.
 
-    Each line is one `object`: user, connection, stream, record, quarantined or sync_run. No token is in it.
+    It has records with what the provider sent, quarantine and journal, as JSON Lines. Without --output it is
+    lifelogger-USER.zip in this folder. As jsonl, each line has in `object` what it is, and goes to standard
+    output.
     """
     from lifelogger import export as exporting
 
     rt = _runtime()
     total = exporting.size(rt, user_id)
     if output is None:
-        for each in exporting.objects(rt, user_id):
-            print(json.dumps(each))
-        sys.stdout.flush()
-        return
+        output = exporting.file_name(user_id) if form is Form.zip else "-"
+        if output != "-" and Path(output).exists():
+            raise LifeloggerError(f"{output} is there already: name it with --output to replace it")
+    if output == "-" and form is Form.zip and sys.stdout.isatty():
+        raise LifeloggerError("An archive is not for a terminal: name a file with --output")
+    written = 0
+    with _progress() as progress:
+        task = progress.add_task("Exporting", total=total)
+
+        def told(number: int) -> None:
+            nonlocal written
+            written += number
+            progress.advance(task, number)
+
+        def lines() -> Iterator[bytes]:
+            for each in exporting.objects(rt, user_id):
+                yield (json.dumps(each) + "\n").encode()
+                told(1)
+
+        content = exporting.archive(rt, user_id, told=told) if form is Form.zip else lines()
+        if output == "-":
+            for some in content:
+                sys.stdout.buffer.write(some)
+            sys.stdout.flush()
+            return
+        _write_whole(Path(output), content)
+    err.print(f"{written:,} objects written to {escape(output)}.")
+
+
+def _write_whole(output: Path, content: Iterator[bytes]) -> None:
+    """Write a file that is there whole, or not at all."""
     if not output.name or output.is_dir():
         raise LifeloggerError(f"{output} cannot be written: it is a folder, name a file in it")
-    draft, written = output.with_name(f".{output.name}.{os.getpid()}"), 0
+    draft = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        with _progress() as progress, open(draft, "x", encoding="utf-8", opener=_private) as file:
-            for each in progress.track(exporting.objects(rt, user_id), total=total, description="Exporting"):
-                file.write(json.dumps(each) + "\n")
-                written += 1
-        draft.replace(output)  # whole, or not at all
+        with open(draft, "xb", opener=_private) as file:
+            file.writelines(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(output)
     except OSError as error:
         raise LifeloggerError(f"{output} cannot be written: {error.strerror}") from None
     finally:
         with contextlib.suppress(OSError):  # not even the folder is there
             draft.unlink()
-    err.print(f"{written:,} objects written to {escape(str(output))}.")
 
 
 def _private(path: str, flags: int) -> int:
@@ -787,7 +828,8 @@ def keys_rotate() -> None:
 def api_key_add(
     name: Annotated[str, typer.Argument(help="What it is for: it is listed and removed by this name.")],
     scope: Annotated[
-        list[str] | None, typer.Option(help="read:records, read:status, sync or erase; once for each.")
+        list[str] | None,
+        typer.Option(help="read:records, read:status, sync, export or erase; once for each."),
     ] = None,
     user_id: Annotated[str | None, typer.Option("--user", help="The only user it may ask about.")] = None,
 ) -> None:

@@ -121,6 +121,26 @@ class Tokens:
             return self.refresh(connection_id, margin=margin, refused=refused, ahead=ahead)
         return token
 
+    def has_ended(self, connection_id: int) -> bool:
+        """Ask whether the authorisation of a connection that is not synced any more is gone at its provider.
+
+        False: it lives, or there is nothing to ask with. What comes of asking is kept. Raises `Wait`.
+        """
+        columns = (getattr(Connection, name) for name in Held._fields)
+        with self.runtime.store.read() as db:
+            row = db.execute(
+                select(*columns).where(Connection.id == connection_id, Connection.status != "active")
+            ).one_or_none()
+        if row is None or row.refresh_token is None:
+            return False
+        held = Held(*row)
+        try:
+            grant = self._from_escrow(held) or self.ask(held, ahead=True)
+        except SignInAgain:
+            return True
+        self._keep(held, grant)
+        return False
+
     def _take(self, connection_id: int) -> Held:
         """Take the row for a refresh, and read it. Raises `Unavailable` while somebody else has it."""
         now = self.runtime.clock()

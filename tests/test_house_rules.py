@@ -313,6 +313,7 @@ SURFACE = {
         "Forged",
         "LifeloggerError",
         "LockLost",
+        "NotThere",
         "Refused",
         "SettingsError",
         "SignInAgain",

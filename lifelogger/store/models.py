@@ -148,6 +148,8 @@ class Connection(Base):
     news_at: Mapped[datetime | None]
     news_streams: Mapped[list[str] | None] = mapped_column(Payload, nullable=True)
     """The streams that the news is in, as a provider's webhooks named them; None: it may be in any."""
+    news_about: Mapped[dict[str, dict[str, Any]] | None] = mapped_column(Payload, nullable=True)
+    """Where in these streams, by name: `connections.narrowed`."""
     hint_after: Mapped[datetime | None]
     """Before that no webhook makes us look again, whoever sent it."""
     deauthorised_at: Mapped[datetime | None]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, literal_column, select, update
+from sqlalchemy import ColumnClause, Connection, bindparam, delete, insert, literal_column, select, update
 
 from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import Record as Normal
@@ -19,7 +19,7 @@ from lifelogger.store.models import Quarantined, Record
 
 COLUMNS = tuple(each.name for each in fields(Normal))
 VALUES = tuple(name for name in COLUMNS if name != "external_id")
-OVERWRITTEN = {
+OVERWRITTEN: dict[str, ColumnClause[Any]] = {
     name: literal_column(f"excluded.{name}")
     for name in (*VALUES, "raw", "digest", "deleted_at", "updated_at", "change")
 }

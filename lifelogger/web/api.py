@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import AfterValidator, AwareDatetime
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
-from lifelogger import client, status
+from lifelogger import client, export, status
 from lifelogger.progress import Import
 from lifelogger.web.access import EVERYBODY, OneOrAll, needs, needs_too
 from lifelogger.web.render import Json
@@ -98,6 +98,26 @@ def records(
     there = request.url.include_query_params(after=page.next).components
     link = {"link": f'<{there.path}?{there.query}>; rel="next"'} if page.next else {}
     return Json(page.records, headers=link)
+
+
+@router.get(
+    "/api/users/{user_id:user}/export",
+    dependencies=[needs("export")],
+    response_class=Response,
+    responses={
+        200: {
+            "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+            "description": "A ZIP: JSON Lines by kind, a README and a manifest with counts and SHA-256 sums. "
+            "One that broke off has no end, and cannot be opened.",
+        }
+    },
+)
+def export_user(rt: Rt, user_id: str) -> Any:
+    """All that is kept about a user as one archive, for them to take along; no token is in it."""
+    find(rt, user_id)
+    name = f'attachment; filename="{export.file_name(user_id)}"'
+    content = export.archive(rt, user_id)
+    return StreamingResponse(content, media_type="application/zip", headers={"content-disposition": name})
 
 
 @router.get("/api/users/{user_id:user}/latest", dependencies=[needs("read:records")])

@@ -270,6 +270,23 @@ class Contract(ABC):
                 assert below[-1].reached is not None
                 assert below[-1].reached <= since
 
+    def test_an_item_that_is_asked_for_is_as_the_list_has_it(self) -> None:
+        """`item`: else whichever of both comes next is taken for an edit. What is not there is None."""
+        if type(self.provider).item is Provider.item:
+            pytest.skip(f"{self.provider.title}'s webhooks name no items")
+        (line,) = self.connect("alice")
+        http, owner = self.http(line["access_token"]), line["provider_user_id"]
+        for stream in self.streams:
+            item, gone = (each["item"] for each in self.items(stream.name)[-2:])
+            key = self.provider.external_id(stream, item)
+            assert key is not None
+            assert self.provider.item(http, stream, key, owner) == item, stream.name
+
+            missing = self.provider.external_id(stream, gone)
+            assert missing is not None
+            self.alter(stream.name, self.items(stream.name)[-1]["key"], deleted=True)
+            assert self.provider.item(http, stream, missing, owner) is None, stream.name
+
     def test_a_first_import_stores_exactly_what_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Promise 6: every item of every list once, over many pages, its payload equal in meaning."""
         self.live = tuned(self.live, sync=BY_AND_BY)

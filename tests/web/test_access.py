@@ -33,6 +33,7 @@ SCOPED = {
         "GET /api/changes",
     ],
     "read:status": ["GET /api/status", "GET /api/users", "GET /api/users/ann", "GET /api/runs"],
+    "export": ["GET /api/users/ann/export"],
     "sync": ["POST /api/users/ann/sync"],
     "erase": [
         "GET /api/receipts/{number}",
