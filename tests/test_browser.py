@@ -35,7 +35,7 @@ from tests.sandbox.control import Control
 from tests.servers import Missing, wait_until
 from tests.test_embedded import Checkout
 
-pytestmark = [pytest.mark.slow, pytest.mark.browser]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.timeout(900)]
 
 PATIENCE_SECONDS = 180
 """Two ticks, and what they start, on a machine with something else to do."""
@@ -62,8 +62,8 @@ class Application:
             # The most there is: a request that a test holds open is no trouble of the provider's.
             "LIFELOGGER_HTTP__READ_TIMEOUT_SECONDS": "60",
             "LIFELOGGER_HTTP__TOTAL_TIMEOUT_SECONDS": "60",
-            # Two years at once, then a poll with every tick, and a tick every minute.
-            "LIFELOGGER_SYNC__HISTORY_DAYS": "730",
+            # A year at once, then a poll with every tick, and a tick every minute.
+            "LIFELOGGER_SYNC__HISTORY_DAYS": "365",
             "LIFELOGGER_SYNC__INTERVAL_SECONDS": "20",
             "LIFELOGGER_SCHEDULE__SYNC": "* * * * *",
             # What is new has to come by polling, and who left at the provider is not told of by an event.
@@ -263,7 +263,6 @@ def person(chromium: tuple[str, str], application: Application, tmp_path: Path) 
         driver.quit()
 
 
-@pytest.mark.timeout(900)
 def test_the_life_of_a_connection(application: Application, person: Person) -> None:
     """Connect all three, see the first import, sync now, end the grant there, sign in again, disconnect."""
     person.open("/users")
@@ -403,7 +402,6 @@ def test_a_link_to_a_provider_leads_there_through_the_login(application: Applica
     assert application.lifelogger("user", "remove", "kim", "--yes").returncode == 0
 
 
-@pytest.mark.timeout(900)
 def test_the_same_life_on_the_command_line(application: Application, person: Person) -> None:
     def connected(name: str) -> str:
         """What the command says while its person agrees in the browser."""
