@@ -114,6 +114,16 @@ class Application:
                 return found
             after = requests.utils.unquote(reply.links["next"]["url"].rpartition("after=")[2])
 
+    def wait_until_quiet(self, user_id: str) -> None:
+        """Until no sync of the user runs, nor anybody waits for one: what comes next comes by polling."""
+
+        def quiet() -> bool:
+            found = self.api(f"users/{user_id}")
+            running = any(run["outcome"] == "running" for run in found["runs"])
+            return not running and all(each["news_at"] is None for each in found["connections"])
+
+        wait_until(quiet, f"the end of {user_id}'s sync", PATIENCE_SECONDS)
+
     def lifelogger(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command of the same checkout, from its start to its end."""
         return subprocess.run(
@@ -156,8 +166,8 @@ class Person:
             raise AssertionError(f"waited in vain for {what}; there is:\n{self.seen()}") from None
 
     def seen(self) -> str:
-        """The text of the page, as far as it can be seen."""
-        return self.driver.find_element(By.TAG_NAME, "body").text
+        """The text of the page, as far as it can be seen; at one go, since pages load themselves again."""
+        return str(self.driver.execute_script("return document.body?.innerText ?? ''"))
 
     def sees(self, *words: str) -> str:
         """Wait until all these words are there; returns the text around them."""
@@ -186,9 +196,10 @@ class Person:
 
     def card(self, title: str) -> str:
         """What is said of one provider."""
-        for each in self.driver.find_elements(By.TAG_NAME, "article"):
-            if (text := each.text).startswith(title):
-                return text
+        script = "return [...document.querySelectorAll('article')].map(each => each.innerText)"
+        for text in self.driver.execute_script(script):
+            if text.startswith(title):
+                return str(text)
         raise NoSuchElementException(f"nothing is said of {title}")
 
     def holds(self, title: str) -> int:
@@ -198,10 +209,10 @@ class Person:
 
     def runs(self) -> list[list[str]]:
         """The table of runs: when, provider, outcome, what it brought, …"""
-        return [
-            [cell.text for cell in row.find_elements(By.TAG_NAME, "td")]
-            for row in self.driver.find_elements(By.CSS_SELECTOR, "table tbody tr")
-        ]
+        rows = "[...document.querySelectorAll('tbody tr')]"
+        cells = "row => [...row.cells].map(cell => cell.innerText)"
+        found: list[list[str]] = self.driver.execute_script(f"return {rows}.map({cells})")
+        return found
 
     def log_in(self) -> None:
         self.sees("Log in")
@@ -307,6 +318,7 @@ def test_the_life_of_a_connection(application: Application, person: Person) -> N
     assert application.records("zoe", "oura") >= kept
 
     # Polling goes on: a workout of now comes with a tick, and nothing came twice.
+    application.wait_until_quiet("zoe")
     application.control.add("alice")
     person.wait(
         lambda: any(
@@ -424,6 +436,7 @@ def test_the_same_life_on_the_command_line(application: Application, person: Per
 
     assert connected("Ewa") == "Connected ben.\n"
     wait_until(lambda: stands()["records"] > 0, "the first import", PATIENCE_SECONDS)
+    application.wait_until_quiet("ben")
     assert synced().returncode == 0
     held = stands()["records"]
 
@@ -433,6 +446,7 @@ def test_the_same_life_on_the_command_line(application: Application, person: Per
     assert "Has to sign in again" in ended.stdout + ended.stderr + stands()["sentence"]
 
     assert connected("Ewa") == "Connected again, keeping the data: ben.\n"
+    application.wait_until_quiet("ben")
     application.control.add("ewa")
     again = synced()
     assert again.returncode == 0, again.stderr
