@@ -90,10 +90,10 @@ def _seconds(value: str | float) -> float:
 
 
 def _new_id(value: str) -> str:
-    from lifelogger.connections import PLAIN
+    from lifelogger.connections import ID_RULE, may_be_id
 
-    if not 0 < len(value) <= 200 or not re.search(PLAIN, value):
-        raise typer.BadParameter(f"{value[:50]!r} cannot be a user's id: 1 to 200 printable characters")
+    if not may_be_id(value):
+        raise typer.BadParameter(f"{value[:50]!r} cannot be a user's id: {ID_RULE}")
     return value
 
 

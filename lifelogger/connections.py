@@ -37,6 +37,7 @@ class AccountTaken(LifeloggerError):
 
 PLAIN = r"^[^\x00-\x1f\x7f-\x9f]+$"
 """Ids without control characters: databases refuse some, terminals obey others."""
+ID_RULE = "1 to 200 printable characters"
 LONGEST_TOKEN = 10_000
 
 
@@ -169,6 +170,11 @@ def owner_conflict(db: Database, line: Line) -> str | None:
         # Their records and cursors would be taken for those of one person.
         return f"the user is connected to another {line.provider} account, {account}"
     return None
+
+
+def may_be_id(text: str) -> bool:
+    """Whether a user can have this id: it has what `ID_RULE` says."""
+    return 0 < len(text) <= 200 and re.fullmatch(PLAIN, text) is not None
 
 
 def add_user(rt: Runtime, user_id: str) -> bool:

@@ -49,7 +49,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[_folder], ignore_errors=True)
 
 
-def _unavailable(error: Exception) -> NoReturn:
+def unavailable(error: Exception) -> NoReturn:
     if os.environ.get("CI", "").lower() in ("", "0", "false"):
         pytest.skip(str(error))
     pytest.fail(f"{error}, and in CI every server must be there")
@@ -61,7 +61,7 @@ def redis_server() -> Iterator[RedisServer]:
     try:
         server = RedisServer()
     except Missing as error:
-        _unavailable(error)
+        unavailable(error)
     try:
         server.start()
         yield server
@@ -82,7 +82,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     try:
         server = PostgresServer()
     except Missing as error:
-        _unavailable(error)
+        unavailable(error)
     try:
         server.start()
         yield server

@@ -110,8 +110,15 @@ def segment(text: str) -> str:
     return quote(text, safe="")
 
 
+def scope(text: str) -> str:
+    """A scope as people read it: of one that is an address, what stands behind the last slash."""
+    return text.rsplit("/", 1)[-1] if "://" in text else text
+
+
 templates = Environment(
     loader=PackageLoader("lifelogger.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
     lstrip_blocks=True,
 )  # fmt: skip
-templates.filters |= {each.__name__: each for each in (ago, brought, clock, count, per, segment, span, took)}
+templates.filters |= {
+    each.__name__: each for each in (ago, brought, clock, count, per, scope, segment, span, took)
+}

@@ -22,7 +22,7 @@ from lifelogger.store.models import Endpoint, Tick
 from lifelogger.web import render
 from lifelogger.web.app import create_app
 from tests.live import tuned
-from tests.web.people import ACCESS_TOKEN, REFRESH_TOKEN, connect, ran, read_stream, recorded
+from tests.web.people import ACCESS_TOKEN, REFRESH_TOKEN, change, connect, ran, read_stream, recorded
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
@@ -209,6 +209,52 @@ def test_sync_now_tells_a_worker(client: TestClient, runtime: Runtime, broker: R
     client.post("/users/ann/sync")
     (message,) = broker.client.hvals(f"{runtime.settings.redis.prefix}:now.msgs")
     assert b'"actor_name":"sync_user_now","args":["ann","asked"]' in message
+
+
+def test_sync_now_says_which_run_it_joins(client: TestClient, runtime: Runtime) -> None:
+    ran(runtime, connect(runtime, "ann"), outcome="running", ended_at=None)
+    reply = client.post("/users/ann/sync")
+    said = text(client.get(reply.headers["location"]).text)
+    assert "1 connection will look. A sync that is running now looks again before it ends." in said
+
+
+def test_the_page_looks_often_while_something_is_about_to_come(client: TestClient, runtime: Runtime) -> None:
+    def seconds() -> str:
+        return re.findall(r'http-equiv="refresh" content="(\d+)', client.get("/users/ann").text)[0]
+
+    connection = connect(runtime, "ann")  # is due, and somebody waits for it
+    assert seconds() == "5"
+    change(runtime, connection, next_sync_at=runtime.clock() + timedelta(minutes=10))
+    assert seconds() == "30"
+    ran(runtime, connection, outcome="running", ended_at=None)
+    assert seconds() == "5"
+
+
+def test_what_was_not_granted_can_be_asked_for_again(client: TestClient, runtime: Runtime) -> None:
+    connection = connect(runtime, "ann", scopes=["read"])
+    page = client.get("/users/ann").text
+    assert "Granted read; not activity:read_all ( connect again )" in text(page)
+    assert '<a href="/connect/strava?user=ann&amp;next=%2Fusers%2Fann">connect' in page
+    change(runtime, connection, scopes=["read", "https://api.example.com/auth/activity:read_all"])
+    assert "Granted read, activity:read_all;" in text(client.get("/users/ann").text)
+    change(runtime, connection, scopes=["read", "activity:read_all"])
+    assert "connect again" not in text(client.get("/users/ann").text)
+
+
+@pytest.mark.parametrize("user_id", ["ann", "a/b ü"])
+def test_a_user_is_added_on_the_page(client: TestClient, user_id: str) -> None:
+    for _ in range(2):  # who is there already is shown
+        reply = client.post("/users", data={"user_id": user_id})
+        assert reply.status_code == 303
+        page = client.get(reply.headers["location"])
+        assert f"<h1>{user_id}</h1>" in page.text
+
+
+@pytest.mark.parametrize("user_id", ["", "a\x00b", "a\n", "\x7f", "x" * 201])
+def test_what_cannot_be_an_id_is_refused_in_words(client: TestClient, user_id: str) -> None:
+    reply = client.post("/users", data={"user_id": user_id})
+    assert reply.status_code == 422
+    assert "1 to 200 printable characters" in reply.text
 
 
 def test_sync_now_says_when_there_is_nothing_to_sync(client: TestClient, runtime: Runtime) -> None:
