@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run worker periodiq web sandbox status test test-slow bench lint format lock env clean
+.PHONY: help run worker periodiq web sandbox status test test-slow test-browser bench lint format lock env clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,18 +31,25 @@ sandbox: env  ## the simulated providers
 status: env  ## how everything stands
 	@$(BIN)/lifelogger status
 
-test: env  ## the tests, in about three minutes on two cores
-	@$(BIN)/pytest -n auto
+# What pytest makes of the tests is kept, whatever the shell says: each process needs five seconds to make it anew.
+test test-slow: export PYTHONDONTWRITEBYTECODE =
+
+test: env  ## the tests, in about two minutes on two cores
+	@$(BIN)/pytest -n auto --dist worksteal
 
 # Whole systems that are given so many seconds: nothing else runs beside them.
-ALONE := tests/test_run.py tests/test_webhooks.py
+ALONE := tests/test_run.py tests/test_webhooks.py tests/test_browser.py
 
 test-slow: env  ## the tests that take longer: on PostgreSQL, kills at random, a month of 100 lives
 	@$(BIN)/pytest -m slow --timeout 600 $(ALONE)
 	@$(BIN)/pytest -m slow --timeout 900 -n auto $(addprefix --ignore ,$(ALONE))
 
+test-browser: env  ## the pages in a browser: needs Debian's chromium and chromium-driver; of test-slow
+	@$(BIN)/pytest -m browser
+
 bench: env  ## measure, as ratios
 	@$(BIN)/python -m benchmarks.scale --to 100000
+	@$(BIN)/python benchmarks/news.py
 
 lint: env  ## ruff, mypy, and which room imports which
 	@$(BIN)/ruff check .

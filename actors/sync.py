@@ -30,9 +30,10 @@ def sync_user_data(user_id: str, trigger: str = "asked") -> None:
     runs = sync.run(user_id, trigger)
     if any(run.learned for run in runs):
         plan_again.send()
-    if get_settings().notify.urls and any(run.counts.changed for run in runs):
+    ended = any(run.outcome == "needs_reauth" for run in runs)
+    if get_settings().notify.urls and (ended or any(run.counts.changed for run in runs)):
         deliver_changes.send()
-    if any(run.outcome == "needs_reauth" for run in runs):
+    if ended:
         notices.tell(runtime())
 
 

@@ -27,6 +27,7 @@ SCOPES = {
     "read:records": "Read records, their changes and how fresh they are.",
     "read:status": "Read who is connected, the state of their connections and the journal.",
     "sync": "Ask for syncs.",
+    "export": "Take along all that is kept about a user.",
     "erase": "Disconnect and erase, and read the receipts.",
 }
 PREFIX = "llk_"

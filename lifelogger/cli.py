@@ -14,8 +14,9 @@ import shlex
 import sys
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -23,7 +24,15 @@ import redis
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -56,9 +65,21 @@ app.add_typer(notify_app, name="notify")
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
+
+class Form(StrEnum):
+    """What an export is written as."""
+
+    zip = "zip"
+    jsonl = "jsonl"
+
+
 WIDE = 10_000
 """Columns of a table that goes to a file or another program: nothing is cut or wrapped there."""
 MOST_FAULTS = 20
+LOOK_EVERY_SECONDS = 0.1
+FOLLOW_EVERY_SECONDS = 1.0
+PATIENCE_SECONDS = 60.0
+"""How long we wait for a worker before we ask whether one runs."""
 
 
 def _seconds(value: str | float) -> float:
@@ -69,10 +90,10 @@ def _seconds(value: str | float) -> float:
 
 
 def _new_id(value: str) -> str:
-    from lifelogger.connections import PLAIN
+    from lifelogger.connections import ID_RULE, may_be_id
 
-    if not 0 < len(value) <= 200 or not re.search(PLAIN, value):
-        raise typer.BadParameter(f"{value[:50]!r} cannot be a user's id: 1 to 200 printable characters")
+    if not may_be_id(value):
+        raise typer.BadParameter(f"{value[:50]!r} cannot be a user's id: {ID_RULE}")
     return value
 
 
@@ -297,7 +318,7 @@ def user_remove(
         held = sum(each["records"] for each in user["connections"])
         raise LifeloggerError(
             f"Nothing was deleted yet of {count(len(user['connections']), 'connection')} and "
-            f"{count(held, 'record')}. `lifelogger export {_quoted(user_id)} -o FILE` keeps a copy; "
+            f"{count(held, 'record')}. `lifelogger export {_quoted(user_id)}` keeps a copy; "
             f"`lifelogger user remove {_quoted(user_id)} --yes` deletes them for good"
         )
     _print_receipt(leaving.erase(rt, user_id))
@@ -352,10 +373,18 @@ def connect(
     timeout: Annotated[
         float, typer.Option(metavar="TIME", parser=_seconds, help="How long to wait for the person.")
     ] = 300,
+    wait: Annotated[
+        bool | None,
+        typer.Option(
+            "--wait/--no-wait",
+            help="Show the first import until it is done. On a terminal: unless told otherwise.",
+        ),
+    ] = None,
 ) -> None:
     """Connect a user's account at a provider.
 
-    Opens the provider's page and waits until the person has agreed there.
+    Opens the provider's page and waits until the person has agreed there. Then Ctrl-C leaves the first import
+    going on in the background.
     """
     from lifelogger.client import request_sync
     from lifelogger.connecting import connect as connect_account
@@ -367,11 +396,16 @@ def connect(
         if open_browser and sys.stdin.isatty():
             webbrowser.open(address)
 
+    newest = _newest_run(rt, user_id)
     done = connect_account(rt, user_id, provider, show, port=port, seconds=timeout)
     out.print(f"{'Connected' if done.new else 'Connected again, keeping the data:'} {escape(user_id)}.")
     if done.missing:
         out.print(f"Not granted: {', '.join(done.missing)}. What needs it is not synced.", style="yellow")
     request_sync(user_id, runtime=rt)
+    if err.is_terminal if wait is None else wait:
+        _follow_import(rt, user_id, provider, newest)
+    else:
+        _say(f"The first import goes on in the background: `lifelogger status {_quoted(user_id)}`")
 
 
 @connections_app.command("import")
@@ -402,37 +436,69 @@ def connections_import(
 def export(
     user_id: UserId,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A file, instead of printing.")
+        str | None,
+        typer.Option("--output", "-o", help="The file to write; - is standard output."),
     ] = None,
+    form: Annotated[
+        Form, typer.Option("--format", help="zip: an archive, a file for each kind. jsonl: an object a line.")
+    ] = Form.zip,
 ) -> None:
-    """Write all that is kept about a user, as JSON Lines.
+    """Write all that is kept about a user into one archive. No token is in it.
 
-    Each line is one `object`: user, connection, stream, record, quarantined or sync_run. No token is in it.
+    It has records with what the provider sent, quarantine and journal, as JSON Lines. Without --output it is
+    lifelogger-USER.zip in this folder. As jsonl, each line has in `object` what it is, and goes to standard
+    output.
     """
     from lifelogger import export as exporting
 
     rt = _runtime()
     total = exporting.size(rt, user_id)
     if output is None:
-        for each in exporting.objects(rt, user_id):
-            print(json.dumps(each))
-        sys.stdout.flush()
-        return
+        output = exporting.file_name(user_id) if form is Form.zip else "-"
+        if output != "-" and Path(output).exists():
+            raise LifeloggerError(f"{output} is there already: name it with --output to replace it")
+    if output == "-" and form is Form.zip and sys.stdout.isatty():
+        raise LifeloggerError("An archive is not for a terminal: name a file with --output")
+    written = 0
+    with _progress() as progress:
+        task = progress.add_task("Exporting", total=total)
+
+        def told(number: int) -> None:
+            nonlocal written
+            written += number
+            progress.advance(task, number)
+
+        def lines() -> Iterator[bytes]:
+            for each in exporting.objects(rt, user_id):
+                yield (json.dumps(each) + "\n").encode()
+                told(1)
+
+        content = exporting.archive(rt, user_id, told=told) if form is Form.zip else lines()
+        if output == "-":
+            for some in content:
+                sys.stdout.buffer.write(some)
+            sys.stdout.flush()
+            return
+        _write_whole(Path(output), content)
+    err.print(f"{written:,} objects written to {escape(output)}.")
+
+
+def _write_whole(output: Path, content: Iterator[bytes]) -> None:
+    """Write a file that is there whole, or not at all."""
     if not output.name or output.is_dir():
         raise LifeloggerError(f"{output} cannot be written: it is a folder, name a file in it")
-    draft, written = output.with_name(f".{output.name}.{os.getpid()}"), 0
+    draft = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        with _progress() as progress, open(draft, "x", encoding="utf-8", opener=_private) as file:
-            for each in progress.track(exporting.objects(rt, user_id), total=total, description="Exporting"):
-                file.write(json.dumps(each) + "\n")
-                written += 1
-        draft.replace(output)  # whole, or not at all
+        with open(draft, "xb", opener=_private) as file:
+            file.writelines(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(output)
     except OSError as error:
         raise LifeloggerError(f"{output} cannot be written: {error.strerror}") from None
     finally:
         with contextlib.suppress(OSError):  # not even the folder is there
             draft.unlink()
-    err.print(f"{written:,} objects written to {escape(str(output))}.")
 
 
 def _private(path: str, flags: int) -> int:
@@ -455,7 +521,7 @@ def sync(
 
     rt = _runtime()
     user = _known(rt, user_id)
-    newest = max((each["id"] for each in standing.runs(rt, user_id=user_id, limit=1)), default=0)
+    newest = _newest_run(rt, user_id)
     asked = request_sync(user_id, runtime=rt)
     if not asked:
         sentences = [each["sentence"] for each in user["connections"]]
@@ -470,13 +536,18 @@ def sync(
     _wait_for_runs(rt, user_id, newest, timeout)
 
 
+def _newest_run(rt: Runtime, user_id: str) -> int:
+    return max((each["id"] for each in standing.runs(rt, user_id=user_id, limit=1)), default=0)
+
+
 def _wait_for_runs(rt: Runtime, user_id: str, newest: int, seconds: float) -> None:
     """Wait for the journal rows behind `newest`, print them; the exit status tells whether all went well."""
     deadline = time.monotonic() + seconds
-    with _progress() as progress:
-        progress.add_task("Waiting for a worker", total=None)
+    with _in_background(user_id), Imports() as imports:
         while True:
-            runs = [each for each in standing.runs(rt, user_id=user_id, limit=20) if each["id"] > newest]
+            user = _known(rt, user_id)
+            imports.show(user["connections"])
+            runs = [each for each in user["runs"] if each["id"] > newest]
             if runs and all(each["outcome"] != "running" for each in runs):
                 break
             if time.monotonic() > deadline:
@@ -484,10 +555,43 @@ def _wait_for_runs(rt: Runtime, user_id: str, newest: int, seconds: float) -> No
                     "A sync is still running" if runs else
                     f"No worker took it in {seconds:g} s: does one run (`make worker`)? It is not forgotten"
                 )  # fmt: skip
-            time.sleep(0.1)
+            time.sleep(LOOK_EVERY_SECONDS)
     _print_runs(runs)
     if any(each["outcome"] not in ("ok", "deferred") for each in runs):
         raise typer.Exit(1)
+
+
+def _follow_import(rt: Runtime, user_id: str, provider: str, newest: int) -> None:
+    """Show the import of one connection until it is done, has to be signed in again, or nobody takes it up.
+
+    `newest` is the id of the last journal row from before.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    with _in_background(user_id), Imports() as imports:
+        while True:
+            user = _known(rt, user_id)
+            mine = [each for each in user["connections"] if each["provider"] == provider]
+            imports.show(mine)
+            if not any(each["import"] and each["status"] == "active" for each in mine):
+                break
+            if time.monotonic() > deadline and not any(each["id"] > newest for each in user["runs"]):
+                raise LifeloggerError(
+                    f"No worker took it in {PATIENCE_SECONDS:g} s: does one run (`make worker`)? "
+                    "It is not forgotten"
+                )
+            time.sleep(FOLLOW_EVERY_SECONDS)
+    for each in mine:
+        _say(f"{count(each['records'], 'record')}. {each['sentence']}")
+
+
+@contextlib.contextmanager
+def _in_background(user_id: str) -> Iterator[None]:
+    """Ctrl-C ends the watching only, and says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(escape(f"It goes on in the background: `lifelogger status {_quoted(user_id)}`"))
+        raise
 
 
 def _known(rt: Runtime, user_id: str) -> dict[str, Any]:
@@ -559,6 +663,8 @@ def status(
     )
     if now["counted_at"] != now["now"]:
         out.print(f"Counted at {standing.moment(now['counted_at'], now['now'])}, since it is much.")
+    if now["importing"]:
+        out.print(f"Still importing their past: {count(now['importing'], 'connection')}.")
     tick = now["last_tick"]
     out.print(
         f"Last tick: {tick['name']} at {standing.moment(tick['fired_at'], now['now'])}, "
@@ -575,11 +681,24 @@ def status(
         if each["needs_reauth"]:
             people = count(each["needs_reauth"], "connection")
             out.print(f"  To be signed in again by their people: {people}.", style="yellow")
+        if each["importing"]:
+            out.print(f"  Still importing their past: {count(each['importing'], 'connection')}.")
+        out.print(
+            f"  {escape(each['webhooks']['sentence'])}", style=_trouble(each["webhooks"]["ok"] is False)
+        )
         _print_budget(name, each["budget"])
         for wait in each["waits"]:
             until = standing.moment(wait["until"], now["now"])
             waiting = count(wait["connections"], "connection")
             out.print(f"  Waiting until {until}, {waiting}: {escape(wait['reason'])}.")
+    if now["notify"]:
+        out.print("\n[bold]Whom we tell of changes[/]")
+    for each in now["notify"]:
+        out.print(f"  {escape(each['host'])}: {escape(each['sentence'])}", style=_trouble(each["reason"]))
+
+
+def _trouble(is_there: object) -> str | None:
+    return "yellow" if is_there else None
 
 
 def _user_status(rt: Runtime, user_id: str, as_json: bool) -> None:
@@ -595,12 +714,15 @@ def _user_status(rt: Runtime, user_id: str, as_json: bool) -> None:
         out.print(
             f"  {count(each['records'], 'record')}, {each['quarantined']} quarantined; last sync {last}."
         )
+        if each["import"]:
+            _say(f"  {each['import']['sentence']}")
         for stream in each["streams"]:
             if stream["off_reason"]:
                 out.print(f"  {stream['name']} is off: {escape(stream['off_reason'])}.")
             elif stream["history_left_until"]:
                 left = f"{stream['history_left_until']:%Y-%m-%d}"
-                out.print(f"  {stream['name']}: history before {left} is still to come.")
+                out.print(f"  {stream['name']}: history before {left} is still to come "
+                          f"({standing.percent(stream['history_share'])} is here).")  # fmt: skip
     if not user["connections"]:
         _say(f"No connection yet: `lifelogger connect {_quoted(user_id)} PROVIDER`")
     _print_runs(user["runs"])
@@ -644,7 +766,7 @@ def webhooks_list(as_json: AsJson = False) -> None:
 
     found = webhooks.known(_runtime())
     if as_json:
-        _print_json({name: {key: row[key] for key in ("subscriptions", "checked_at", "fault")}
+        _print_json({name: {key: row[key] for key in ("subscriptions", "checked_at", "heard_at", "fault")}
                      for name, row in found.items()})  # fmt: skip
         return
     table = _table("provider", "to", "address", "until")
@@ -708,7 +830,8 @@ def keys_rotate() -> None:
 def api_key_add(
     name: Annotated[str, typer.Argument(help="What it is for: it is listed and removed by this name.")],
     scope: Annotated[
-        list[str] | None, typer.Option(help="read:records, read:status, sync or erase; once for each.")
+        list[str] | None,
+        typer.Option(help="read:records, read:status, sync, export or erase; once for each."),
     ] = None,
     user_id: Annotated[str | None, typer.Option("--user", help="The only user it may ask about.")] = None,
 ) -> None:
@@ -796,21 +919,15 @@ def notify_secret() -> None:
 @notify_app.command("list")
 def notify_list(as_json: AsJson = False) -> None:
     """List the endpoints: when each was last told, and what it waits for."""
-    from lifelogger.notify import endpoints
-
     rt = _runtime()
-    found = endpoints(rt)
+    found = standing.endpoints(rt)
     if as_json:
         _print_json(found)
         return
     table = _table("host", "last told", "state")
     for each in found:
         told = standing.moment(each["delivered_at"], rt.clock()) if each["delivered_at"] else "never"
-        state = "Something is on its way." if each["behind"] else "Up to date."
-        if each["reason"]:
-            again = standing.moment(each["next_try_at"], rt.clock())
-            state = f"It {each['reason']}; tried again at {again}."
-        table.add_row(escape(each["host"]), told, escape(state))
+        table.add_row(escape(each["host"]), told, escape(each["sentence"]))
     _print_table(table, "No endpoints: `notify.urls` in the settings names them.")
 
 
@@ -831,6 +948,46 @@ def _table(*columns: str) -> Table:
 def _print_table(table: Table, when_empty: str) -> None:
     where = out if out.is_terminal else Console(width=WIDE, highlight=False)
     where.print(table if table.row_count else when_empty)
+
+
+class Imports:
+    """How far first imports are: a bar for each on a terminal, else a line for each step."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[told]}"),
+        )
+        self._bars = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, str] = {}
+
+    def __enter__(self) -> Imports:
+        self._bars.start()
+        self._bars.add_task("Syncing", total=None, told="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, connections: Sequence[Mapping[str, Any]]) -> None:
+        """Show how far these connections, as `status.user` tells them, are now."""
+        for each in connections:
+            name, one = each["provider"], each["import"]
+            if one is None and name not in self._told:
+                continue  # it was done before we came
+            share = one["share"] if one else 1.0
+            told = one["sentence"] if one else "Nothing is left to import."
+            step = standing.percent(share)
+            if err.is_terminal:
+                if name not in self._tasks:
+                    self._tasks[name] = self._bars.add_task(name, total=1.0, told="")
+                self._bars.update(self._tasks[name], completed=share, told=told)
+            elif self._told.get(name) != step:
+                err.print(escape(f"{name}: {told}"))
+            self._told[name] = step
 
 
 def _progress() -> Progress:

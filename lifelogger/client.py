@@ -14,9 +14,10 @@ from dramatiq import Message
 from sqlalchemy import ColumnElement, literal, select, tuple_, union_all
 from sqlalchemy import Connection as Database
 
-from lifelogger import status
+from lifelogger import progress, status
 from lifelogger.connections import Wish, note_news, note_wish
 from lifelogger.errors import LifeloggerError
+from lifelogger.progress import Import
 from lifelogger.runtime import Runtime
 from lifelogger.runtime import runtime as processwide
 from lifelogger.store import feed
@@ -153,19 +154,23 @@ _COLUMNS = [column for column in Record.__table__.columns if column.name not in 
 
 
 class Change(TypedDict):
-    """What became of one record, or at an erasure of all that a user had."""
+    """What became of one record, or at an erasure of all that a user had; or of a connection."""
 
-    action: Literal["upsert", "delete", "erase"]
+    action: Literal["upsert", "delete", "erase", "sign_in_again", "signed_in"]
     """`upsert`: it is new or different, `record` is how it is now. `delete`: the provider no longer has it.
-    `erase`: forget all records of the user; of `provider`, if there is one."""
+    `erase`: forget all records of the user; of `provider`, if there is one. Only for who asks with
+    `connections`: `sign_in_again`: the user has to, nothing comes from `provider` before; `signed_in`: they
+    have."""
     at: datetime
     user_id: str
     provider: str | None
     stream: str | None
     external_id: str | None
-    """With user, provider and stream the record's identity; None of an erasure."""
+    """With user, provider and stream the record's identity; else None."""
     record: dict[str, Any] | None
     """What `records` returns of it."""
+    reason: str | None
+    """Why they have to sign in again."""
 
 
 class Changes(NamedTuple):
@@ -180,9 +185,16 @@ class CursorUnknown(LifeloggerError):
 
 
 def changes(
-    after: str = "", *, limit: int = 100, user_id: str | None = None, runtime: Runtime | None = None
+    after: str = "",
+    *,
+    limit: int = 100,
+    user_id: str | None = None,
+    connections: bool = False,
+    runtime: Runtime | None = None,
 ) -> Changes:
     """What changed since the cursor `after`, in order, at most `limit` (1 to 1000), of one user or all.
+
+    With `connections` it also tells of those whose person has to sign in again, or has done so.
 
     Keep `next` together with what you made of the changes, and ask with it again: nothing is missed, however
     many write meanwhile, and what was read before a crash is only read again. Without a cursor it begins
@@ -197,7 +209,8 @@ def changes(
         until = feed.newest(db)
         begin = _position(after, until)
         records, erasures = feed.read(db, _COLUMNS, begin, until, limit, user_id)
-    found = sorted([*records, *erasures], key=lambda row: row.change)
+        statuses = feed.statuses(db, begin, until, limit, user_id) if connections else []
+    found = sorted([*records, *erasures, *statuses], key=lambda row: row.change)
     page = found[:limit]
     # A page that is not full has all there was; its cursor goes on over what concerns others.
     behind = page[-1].change if len(page) == limit else until
@@ -242,6 +255,19 @@ def _change(row: Any) -> Change:
             stream=None,
             external_id=None,
             record=None,
+            reason=None,
+        )
+    if "status_at" in values:
+        ended = row.status == "needs_reauth"
+        return Change(
+            action="sign_in_again" if ended else "signed_in",
+            at=row.status_at,
+            user_id=row.user_id,
+            provider=row.provider,
+            stream=None,
+            external_id=None,
+            record=None,
+            reason=row.status_reason,
         )
     shown = {name: values[name] for name in ("provider", *(column.name for column in _COLUMNS))}
     return Change(
@@ -252,6 +278,7 @@ def _change(row: Any) -> Change:
         stream=row.stream,
         external_id=row.external_id,
         record=None if row.deleted_at else shown,
+        reason=None,
     )
 
 
@@ -268,6 +295,8 @@ class Freshness(TypedDict):
     history_left_since: datetime | None
     history_left_until: datetime | None
     """The span of the past that is still to be imported; None: none is."""
+    history_share: float
+    """How much of the time that the history goes back is here: 0 to 1."""
     off_reason: str | None
     """Why the stream is not read at all."""
     status: str
@@ -302,6 +331,7 @@ def freshness(user_id: str, *, runtime: Runtime | None = None) -> list[Freshness
         pending = each.news_at is not None or each.claimed_at is not None or due
         for name in sorted(wanted | known):
             row = read.get((each.id, name))
+            span = progress.span(row, now, rt.settings.sync.history_days)
             found.append(
                 Freshness(
                     provider=each.provider,
@@ -311,12 +341,22 @@ def freshness(user_id: str, *, runtime: Runtime | None = None) -> list[Freshness
                     pending=each.status == "active" and pending,
                     history_left_since=row.backlog_since if row else None,
                     history_left_until=row.backlog_until if row else None,
+                    history_share=span.share,
                     off_reason=row.off_reason if row else None,
                     status=each.status,
                     sentence=state["sentence"],
                 )
             )
     return found
+
+
+def imports(user_id: str, *, runtime: Runtime | None = None) -> list[Import]:
+    """How far each first import of a user's connections is; those that are done are not among them."""
+    rt = runtime or processwide()
+    query = select(Connection.id, Connection.provider, Connection.status).order_by(Connection.provider)
+    with rt.store.read() as db:
+        connections = db.execute(query.where(Connection.user_id == user_id)).all()
+        return list(progress.of_user(rt, db, connections).values())
 
 
 def request_sync(user_id: str, *, runtime: Runtime | None = None) -> int:

@@ -32,6 +32,12 @@ from lifelogger.runtime import Runtime
 
 HOST = "127.0.0.1"
 PATH = "/callback"
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>lifelogger</title><link rel="icon" href="data:,">
+<style>body {{ font: 16px/1.5 system-ui; max-width: 26rem; margin: 12vh auto; padding: 0 1.25rem }}</style>
+<p>{}</p></html>
+"""
 
 
 def _same(given: str, expected: str) -> bool:
@@ -60,7 +66,7 @@ class Callback:
                 callback._came.set()
 
             def answer(self, status: int, sentence: str) -> None:
-                body = f"<!doctype html><title>lifelogger</title><p>{escape(sentence)}</p>".encode()
+                body = PAGE.format(escape(sentence)).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "text/html; charset=utf-8")
                 self.send_header("Content-Length", str(len(body)))

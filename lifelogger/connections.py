@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from sqlalchemy import Connection as Database
-from sqlalchemy import func, select, update
+from sqlalchemy import case, func, select, update
 
 from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import Event, shown, split_scopes
@@ -36,6 +37,7 @@ class AccountTaken(LifeloggerError):
 
 PLAIN = r"^[^\x00-\x1f\x7f-\x9f]+$"
 """Ids without control characters: databases refuse some, terminals obey others."""
+ID_RULE = "1 to 200 printable characters"
 LONGEST_TOKEN = 10_000
 
 
@@ -170,6 +172,11 @@ def owner_conflict(db: Database, line: Line) -> str | None:
     return None
 
 
+def may_be_id(text: str) -> bool:
+    """Whether a user can have this id: it has what `ID_RULE` says."""
+    return 0 < len(text) <= 200 and re.fullmatch(PLAIN, text) is not None
+
+
 def add_user(rt: Runtime, user_id: str) -> bool:
     """Store a user; False when there is one of that id already."""
     with rt.store.write() as db:
@@ -201,6 +208,7 @@ def sealed(rt: Runtime, line: Line) -> dict[str, Any]:
         "claimed_at": None,
         "news_at": now,  # whoever connects wants to see the data
         "news_streams": None,
+        "news_about": None,
         "deauthorised_at": None,
         "wait_reason": None,
         "failures": 0,
@@ -218,10 +226,16 @@ def save(rt: Runtime, db: Database, line: Line, grant: dict[str, Any] | None = N
         raise AccountTaken(conflict)
     grant = grant or sealed(rt, line)
     ensure_user(rt, db, line.user_id)
+    ended = Connection.status == "needs_reauth"
     known = db.scalar(
         update(Connection)
         .where(Connection.user_id == line.user_id, Connection.provider == line.provider)
-        .values(**grant, provider_user_id=func.coalesce(line.provider_user_id, Connection.provider_user_id))
+        .values(
+            **grant,
+            provider_user_id=func.coalesce(line.provider_user_id, Connection.provider_user_id),
+            status_at=case((ended, grant["updated_at"]), else_=Connection.status_at),
+            status_change=case((ended, None), else_=Connection.status_change),
+        )
         .returning(Connection.id)
     )
     if known is not None:  # what was refused under the old grant is asked for again
@@ -308,41 +322,81 @@ def _note(rt: Runtime, db: Database, user_id: str, now: datetime, at: datetime) 
     return noted
 
 
-def note_hint(db: Database, provider: str, event: Event, now: datetime) -> str | None:
-    """Write down where a webhook says that there is news; returns the user whom a message shall be sent for.
+MOST_NAMED = 10
+"""Items of a stream that are remembered and asked for one by one when webhooks name them: anybody can."""
+
+
+def note_hint(db: Database, provider: str, events: Sequence[Event], now: datetime) -> str | None:
+    """Write down where webhooks say that there is news of one person; returns the user to send a message for.
 
     None: the account is nobody's, or its sync is under way, on its way, or has to wait for its turn: a look
     in a minute is all that hints are worth, since anybody can send those that are not signed. What is
     written down is met by the running sync or by a later tick.
     """
+    deauthorised = any(event.deauthorised for event in events)
     row = db.execute(
         select(Connection.__table__)
-        .where(
-            Connection.provider == provider,
-            Connection.provider_user_id == event.owner,
-            Connection.status == "active",
-        )
+        .where(Connection.provider == provider, Connection.provider_user_id == events[0].owner)
         .with_for_update()
     ).first()
     if row is None:
         return None
+    if row.status != "active":
+        # Nothing is read of it any more. Whether its person left, or only has to sign in again, is found out
+        # by `leaving.end_deauthorised`.
+        if deauthorised and row.deauthorised_at is None:
+            db.execute(update(Connection).where(Connection.id == row.id).values(deauthorised_at=now))
+        return None
     anywhere = row.news_at is not None and row.news_streams is None  # as whoever wants to see it all has it
-    streams = None if anywhere else sorted({*(row.news_streams or ()), *event.streams})
+    named = {name for event in events for name in event.streams}
+    streams = None if anywhere else sorted({*(row.news_streams or ()), *named})
+    about = narrowed(row.news_about or dict.fromkeys(row.news_streams or (), LATEST), events)
     at = max(now, row.hint_after or now)
     free = row.failures == 0 and row.claimed_at is None and row.next_sync_at is not None
     told = row.news_at is not None and row.next_sync_at is not None and row.next_sync_at <= at
-    if told and free and streams == row.news_streams and not event.deauthorised:
+    if told and free and (streams, about) == (row.news_streams, row.news_about) and not deauthorised:
         return None  # all of it is written down: a burst costs no more writes
     values: dict[str, Any] = {
         "news_at": now,
         "news_streams": streams,
+        "news_about": about,
     }
-    if event.deauthorised:
+    if deauthorised:
         values["deauthorised_at"] = now
     if free and row.next_sync_at > at:
         values["next_sync_at"] = at
     db.execute(update(Connection).where(Connection.id == row.id).values(values))
     return row.user_id if free and at <= now and not told else None
+
+
+LATEST: dict[str, Any] = {"latest": True}
+"""Of a stream in `news_about`: its news is among what a poll reads."""
+
+
+def narrowed(about: Mapping[str, dict[str, Any]], events: Sequence[Event]) -> dict[str, dict[str, Any]]:
+    """Where in each stream there is news, with what these events say of it; as it is stored.
+
+    `items` are external ids, `span` is [since, until) in epoch seconds, and `latest` says that it may also be
+    anywhere in what a poll reads: an event named nothing, or too much.
+    """
+    found = dict(about)
+    for event in events:
+        for name in event.streams:
+            known = found.get(name, {})
+            items = list(dict.fromkeys((*known.get("items", ()), *([event.item] if event.item else ()))))
+            spans = [known["span"]] if "span" in known else []
+            if event.span is not None:
+                spans.append([math.floor(event.span[0].timestamp()), math.ceil(event.span[1].timestamp())])
+            joined: dict[str, Any] = {}
+            if items:
+                joined["items"] = items[:MOST_NAMED]
+            if spans:
+                joined["span"] = [min(since for since, _ in spans), max(until for _, until in spans)]
+            nothing = event.item is None and event.span is None
+            if known.get("latest") or nothing or len(items) > MOST_NAMED:
+                joined["latest"] = True
+            found[name] = joined
+    return found
 
 
 def under_way(rt: Runtime, provider: str) -> int:

@@ -39,6 +39,7 @@ def examine(rt: Runtime) -> Iterator[Finding]:
     yield from _guarded("security", lambda: security(rt))
     yield from _guarded("providers", lambda: providers(rt))
     yield from _guarded("work", lambda: work(rt))
+    yield from _guarded("notify", lambda: notify(rt))
 
 
 def _guarded(part: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -133,6 +134,8 @@ def providers(rt: Runtime) -> Iterator[Finding]:
             )
         else:
             yield Finding(name, True, f"{provider.title} has an application of its own.")
+        hooks = status.webhook_states(rt)[name]
+        yield Finding(name, hooks["ok"], hooks["sentence"])
         for window in status.budget(rt, name) or []:
             if not window["remaining"] and window["known"]:
                 yield Finding(
@@ -165,3 +168,16 @@ def work(rt: Runtime) -> Iterator[Finding]:
         yield Finding("work", False, f"{wrong}. The host is not told who has to sign in again.")
     if again:
         yield Finding("work", None, f"{again} connections wait for their people to sign in again.")
+
+
+def notify(rt: Runtime) -> Iterator[Finding]:
+    for each in status.endpoints(rt):
+        sentence = f"{each['host']}: {each['sentence']}"
+        if each["reason"]:
+            yield Finding(
+                "notify", False, f"{sentence} Is its address in notify.urls right, and does it answer 2xx?"
+            )
+        elif each["delivered_at"] is None and each["behind"]:
+            yield Finding("notify", None, f"{sentence} Does a worker run (`make worker`)?")
+        else:
+            yield Finding("notify", True, sentence)

@@ -29,6 +29,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import redis
@@ -36,7 +37,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from lifelogger.errors import LifeloggerError, SettingsError
-from lifelogger.settings import Settings
+
+if TYPE_CHECKING:  # the keeper reads no settings, and would be up later for them
+    from lifelogger.settings import Settings
 
 _SOCKET_PATH_BYTES = 100  # 107 on Linux, 103 on macOS
 _START_SECONDS = 30.0

@@ -6,6 +6,7 @@
     │   └── Unavailable   a part we need (Redis, the provider) does not answer now
     ├── SignInAgain       only the person can mend it: the authorisation is gone
     ├── Refused           the provider says no and will say no again: give this up
+    │   ├── NotThere        it has no such thing, or none for us
     │   └── AccountRefused  it says so of the whole account: ask nothing else of it
     ├── Forged            what came to a webhook is not from the provider, or not of now: change nothing
     ├── BadRecord         one item cannot be understood: quarantine it, go on
@@ -51,6 +52,10 @@ class SignInAgain(LifeloggerError):
 
 class Refused(LifeloggerError):
     """The provider refused this one thing for good (scope missing, no such resource)."""
+
+
+class NotThere(Refused):
+    """The provider has no such resource (404, 410)."""
 
 
 class AccountRefused(Refused):

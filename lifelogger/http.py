@@ -26,7 +26,7 @@ import requests
 import urllib3
 
 from lifelogger.budget import Budget, Ticket
-from lifelogger.errors import AccountRefused, BudgetSpent, LifeloggerError, Refused, Unavailable
+from lifelogger.errors import AccountRefused, BudgetSpent, LifeloggerError, NotThere, Refused, Unavailable
 from lifelogger.providers.base import Json, Pool, Provider, RevokeRequest, http_date
 from lifelogger.settings import Http as HttpLimits
 from lifelogger.settings import ProviderSettings
@@ -322,7 +322,9 @@ def accepted(title: str, what: str, reply: Reply, provider: Provider | None = No
     if status in (408, 425) or status >= 500:
         raise Unavailable(f"{title}: {what}: the server is in trouble ({status})", reply.retry_at)
     words = provider and provider.refusal(status, reply.body)
-    refused = AccountRefused if provider and provider.refuses_account(status, reply.body) else Refused
+    refused = NotThere if status in (404, 410) else Refused
+    if provider and provider.refuses_account(status, reply.body):
+        refused = AccountRefused
     raise refused(f"{title}: {words}" if words else f"{title}: {what}: refused ({status})")
 
 

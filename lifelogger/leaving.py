@@ -83,20 +83,37 @@ def end_deauthorised(rt: Runtime, connection_id: int | None = None) -> list[dict
     """The person ended the authorisation at the provider: delete all that came of it; returns the receipts.
 
     Of one connection or all for which a webhook said so (which anybody could have sent), and whose grant
-    the provider has refused since.
+    the provider has refused since. One that had been refused before is asked about here: somebody who has to
+    sign in again has not left for that.
     """
     # Written out: a parameter does not tell a database that its partial index fits.
     again = Connection.status == literal("needs_reauth", literal_execute=True)
     ended = [again, Connection.deauthorised_at.is_not(None)]
     if connection_id is not None:
         ended.append(Connection.id == connection_id)
+    refused_before = (Connection.updated_at < Connection.deauthorised_at).label("refused_before")
     with rt.store.read() as db:
-        found = db.scalars(select(Connection.id).where(*ended)).all()
+        found = db.execute(select(Connection.id, refused_before).where(*ended)).all()
     numbers = []
     for each in found:
+        if each.refused_before and not _is_gone_there(rt, each.id):
+            continue
         with rt.store.write() as db:
-            numbers.append(_leave(rt, db, "deauthorised", *ended, Connection.id == each))
+            numbers.append(_leave(rt, db, "deauthorised", *ended, Connection.id == each.id))
     return [_settle(rt, number) for number in numbers if number is not None]
+
+
+def _is_gone_there(rt: Runtime, connection_id: int) -> bool:
+    """Whether the provider says that a grant is gone; else nobody has left, and that is written down."""
+    try:
+        if Tokens(rt).has_ended(connection_id):
+            return True
+    except Wait as wait:
+        log.info("connection %s: whether it was ended is asked again: %s", connection_id, wait.reason)
+        return False
+    with rt.store.write() as db:
+        db.execute(update(Connection).where(Connection.id == connection_id).values(deauthorised_at=None))
+    return False
 
 
 def receipt(rt: Runtime, number: str) -> dict[str, Any] | None:

@@ -63,6 +63,8 @@ def server(rt: Runtime, asking: Asking) -> MCPServer[Any]:
         begin = cursor or client.cursor_since(user_id, since or rt.clock() - NEW_SINCE, runtime=rt)
         page = readable(lambda: client.changes(begin, limit=limit, user_id=user_id, runtime=rt))
         told = [{**change, "record": brief(change["record"])} for change in page.changes]
+        for each in told:
+            del each["reason"]  # of connections, which are not asked for
         return {"changes": as_json(told), "next": page.next}
 
     @made.tool(annotations=reading)

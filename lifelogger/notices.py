@@ -1,7 +1,8 @@
 """Telling the host application that a person has to sign in again: once, whatever the cause.
 
-The cause is written into the connection by whoever meets it; here is only the telling. `hooks.sign_in_again`
-in the settings names a callable of the host's, which the worker imports.
+The cause is written into the connection by whoever meets it; here is only the telling, in two ways that know
+nothing of each other. The change feed has it, which webhook endpoints and consumers follow with cursors of
+their own. And `hooks.sign_in_again` in the settings names a callable of the host's, which the worker imports.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from sqlalchemy import literal, select, update
 
 from lifelogger.errors import SettingsError
 from lifelogger.runtime import Runtime
-from lifelogger.store.models import Connection
+from lifelogger.store import feed
+from lifelogger.store.models import UNNUMBERED, Connection
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +49,27 @@ def hook(rt: Runtime) -> Callable[[SignInNeeded], object] | None:
     return told
 
 
-def tell(rt: Runtime) -> int:
-    """Tell of everybody who has to sign in again and was not told of yet; returns how many that were.
+def publish(rt: Runtime) -> int:
+    """Put into the change feed who has to sign in again, or has done so; returns how many that were."""
+    with rt.store.read() as db:  # mostly there is nobody, and then no writer has to wait
+        if db.execute(select(Connection.id).where(UNNUMBERED).limit(1)).first() is None:
+            return 0
+    published = 0
+    while True:
+        with rt.store.write() as db:
+            number = feed.number_statuses(db, MOST_AT_ONCE)
+        published += number
+        if number < MOST_AT_ONCE:
+            return published
 
-    Each is marked first: two workers never tell of the same. A hook that raises is called again at the next
-    round; a worker that is killed within it counts as having told.
+
+def tell(rt: Runtime) -> int:
+    """Tell of everybody who has to sign in again and was not told of yet; returns of how many the hook was.
+
+    For the hook, each is marked first: two workers never tell of the same. A hook that raises is called again
+    at the next round; a worker that is killed within it counts as having told.
     """
+    publish(rt)
     try:
         host = hook(rt)
     except SettingsError as wrong:

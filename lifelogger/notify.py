@@ -13,7 +13,6 @@ redirects are refused, because where they lead is not. No address, payload or an
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import random
@@ -29,16 +28,18 @@ import requests
 from sqlalchemy import select, update
 from standardwebhooks import Webhook
 
-from lifelogger import __version__, client
+from lifelogger import __version__, client, notices
 from lifelogger.http import Session, untold
 from lifelogger.runtime import Runtime
-from lifelogger.status import as_json
+from lifelogger.status import as_json, digest_of
 from lifelogger.store import feed
 from lifelogger.store.models import Endpoint
 
 log = logging.getLogger(__name__)
 
-TYPE = "records.changed"
+RECORDS = "records.changed"
+CONNECTIONS = {"sign_in_again": "connection.sign_in_again", "signed_in": "connection.signed_in"}
+"""The type of a message by the action of its only change; a page of all others is `RECORDS`."""
 PAGE = 50
 """Changes in one request."""
 FIRST_RETRY = timedelta(minutes=1)
@@ -56,6 +57,8 @@ def new_secret() -> str:
 
 def deliver(rt: Runtime) -> None:
     """Send what each endpoint has not had yet, as far as they take it."""
+    if rt.settings.notify.urls:
+        notices.publish(rt)
     until = time.monotonic() + MOST_SECONDS
     with Session() as session, untold():  # an address may hold a secret
         session.trust_env = False  # no .netrc, no proxy: they are for other addresses
@@ -64,34 +67,13 @@ def deliver(rt: Runtime) -> None:
             waiting = [url for url in waiting if _next_page(rt, session, url)]
 
 
-def endpoints(rt: Runtime) -> list[dict[str, Any]]:
-    """How each endpoint of the settings stands, by the host of its address: the rest may be secret."""
-    with rt.store.read() as db:
-        newest = feed.newest(db)
-        known = {row.digest: row for row in db.execute(select(Endpoint.__table__))}
-    found = []
-    for url in rt.settings.notify.urls:
-        row = known.get(_digest(url))
-        found.append(
-            {
-                "host": urlsplit(url).hostname,
-                "delivered_at": row.delivered_at if row else None,
-                "behind": row is not None and row.cursor < newest,
-                "failures": row.failures if row else 0,
-                "next_try_at": row.next_try_at if row else None,
-                "reason": row.reason if row else None,
-            }
-        )
-    return found
-
-
 def _next_page(rt: Runtime, session: Session, url: str) -> bool:
     """Send one page to one endpoint; whether there may be more to send now."""
     row = _endpoint(rt, url)
     if row.next_try_at is not None and row.next_try_at > rt.clock():
         return False
     try:
-        page = client.changes(str(row.cursor), limit=PAGE, runtime=rt)
+        page = _page(rt, str(row.cursor))
     except client.CursorUnknown:
         # The database is an older one than that cursor's: all of it once more is better than a gap.
         log.warning("%s gets every record again: the database is from before its last change", _host(url))
@@ -113,9 +95,22 @@ def _next_page(rt: Runtime, session: Session, url: str) -> bool:
     return False
 
 
+def _page(rt: Runtime, cursor: str) -> client.Changes:
+    """The next changes that go into one message: many of records, or one of a connection.
+
+    Raises `CursorUnknown`.
+    """
+    alike, page = PAGE, client.Changes([], cursor)
+    while len(page.changes) != alike:
+        page = client.changes(cursor, limit=alike, connections=True, runtime=rt)
+        others = (at for at, each in enumerate(page.changes) if each["action"] in CONNECTIONS)
+        alike = max(1, next(others, len(page.changes))) if page.changes else 0
+    return page
+
+
 def _endpoint(rt: Runtime, url: str) -> Any:
     """The row of an endpoint. One that is new hears of what changes from now on, not of all the past."""
-    digest = _digest(url)
+    digest = digest_of(url)
     with rt.store.read() as db:
         row = db.execute(select(Endpoint.__table__).where(Endpoint.digest == digest)).one_or_none()
     if row is not None:
@@ -157,12 +152,17 @@ def _send(
 
 
 def _payload(page: client.Changes) -> dict[str, Any]:
+    first = page.changes[0]
+    if first["action"] in CONNECTIONS:
+        told = {"user_id": first["user_id"], "provider": first["provider"], "reason": first["reason"]}
+        kind = CONNECTIONS[first["action"]]
+        return {"type": kind, "timestamp": first["at"], "data": {**told, "next": page.next}}
     changes = [
         {**each, "record": each["record"] and {k: v for k, v in each["record"].items() if k != "raw"}}
         for each in page.changes
     ]
     return {
-        "type": TYPE,
+        "type": RECORDS,
         "timestamp": page.changes[-1]["at"],
         "data": {"changes": changes, "next": page.next},
     }
@@ -196,11 +196,6 @@ def _fail(rt: Runtime, url: str, row: Any, trouble: str, asked: timedelta | None
     with rt.store.write() as db:
         db.execute(update(Endpoint).where(*mine).values(values))
     log.warning("%s %s: tried again in %d s", _host(url), trouble, wait.total_seconds())
-
-
-def _digest(url: str) -> str:
-    """An address may have a password in it, so the database knows it by this."""
-    return hashlib.sha256(url.encode()).hexdigest()
 
 
 def _host(url: str) -> str:

@@ -384,6 +384,7 @@ class Settings(Section):
         return path
 
 
+@cache
 def known_providers() -> frozenset[str]:
     """The providers one can configure: a module in `lifelogger/providers/`, or an entry point of that name.
 
@@ -428,6 +429,8 @@ class _Layers:
 
     def __init__(self) -> None:
         self.keys = _keys()
+        self.tables = {key[:length] for key in self.keys for length in range(len(key) + 1)}
+        """What begins the path of a key, a whole one too."""
         self.merged: dict[str, Any] = {}
         self.origin: dict[KeyPath, str] = {}
         self.faults: list[str] = []
@@ -453,7 +456,7 @@ class _Layers:
             yield path, {}
 
     def _add_from_file(self, path: KeyPath, value: Any, file: Path) -> None:
-        is_table = any(key[: len(path)] == path for key in self.keys)
+        is_table = path in self.tables
         if path in self.keys or (is_table and not isinstance(value, dict)):
             self._put(path, value, str(file))
         elif not is_table:

@@ -6,20 +6,23 @@ Nothing here changes anything, and no secret is in it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 from sqlalchemy import func, select
 
+from lifelogger import progress, webhooks
 from lifelogger.budget import Window
 from lifelogger.errors import Unavailable
 from lifelogger.planner import AGAIN
 from lifelogger.providers.base import Pool
 from lifelogger.runtime import Runtime
-from lifelogger.store import counts
-from lifelogger.store.models import Connection, Quarantined, Record, Stream, SyncRun, Tick, User
+from lifelogger.store import counts, feed
+from lifelogger.store.models import Connection, Endpoint, Quarantined, Record, Stream, SyncRun, Tick, User
 
 
 def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
@@ -33,6 +36,17 @@ def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
         counted = counts.read(db, now)
         fired = select(Tick.__table__).where(Tick.name != AGAIN).order_by(Tick.fired_at.desc())
         tick = db.execute(fired.limit(1)).first()
+        # Chosen by number: joined, SQLite would read all connections in the order of their providers.
+        unread = select(Stream.connection_id).where(
+            Stream.backlog_until.is_not(None), Stream.off_reason.is_(None)
+        )
+        imports = db.execute(
+            select(Connection.provider, func.count())
+            .where(Connection.id.in_(unread), Connection.status == "active")
+            .group_by(Connection.provider)
+        ).all()
+    importing = {row[0]: row[1] for row in imports}
+    hooks = webhook_states(rt)
     providers = {}
     for name, provider in rt.enabled().items():
         found = counted.providers.get(name, counts.OfProvider())
@@ -41,7 +55,9 @@ def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
             "simulated": name in rt.settings.simulated,
             "connections": found.connections,
             "needs_reauth": found.needs_reauth,
+            "importing": importing.get(name, 0),
             "records": found.records,
+            "webhooks": hooks[name],
             "budget": budget(rt, name) if budgets else None,
             "last_sync": found.last_sync,
             "waiting": found.waiting,
@@ -54,9 +70,97 @@ def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
         "connections": counted.connections,
         "records": counted.records,
         "quarantined": counted.quarantined,
+        "importing": sum(importing.values()),
         "last_tick": tick and dict(tick._mapping),
         "providers": providers,
+        "notify": endpoints(rt),
     }
+
+
+def webhook_states(rt: Runtime) -> dict[str, dict[str, Any]]:
+    """What each enabled provider tells us by itself. `ok` None: nothing, so polling alone brings the news."""
+    known, found = webhooks.known(rt), {}
+    for name, provider in rt.enabled().items():
+        row, address = known.get(name, {}), webhooks.callback(rt, name)
+        topics = provider.webhook_topics(rt.settings.providers[name])
+        alive = {
+            each["topic"]
+            for each in row.get("subscriptions", ())
+            if each["callback"] == address
+            and not (each["expires_at"] and datetime.fromisoformat(each["expires_at"]) <= rt.clock())
+        }
+        there = len(alive.intersection(topics))
+        state = {
+            "wanted": len(topics),
+            "subscribed": there,
+            **{key: row.get(key) for key in ("checked_at", "heard_at", "fault")},
+        }
+        mends = f"`lifelogger webhooks subscribe {name}`"
+        ok: bool | None = None
+        if not topics:
+            sentence = "No webhooks with these settings: docs/webhooks.md says what they need."
+        elif address is None:
+            sentence = "No webhooks: set web.public_url to where the provider reaches this server."
+        elif not row:
+            sentence = f"Webhooks were not subscribed to yet: {mends} does, or the scheduler within the hour."
+        elif row["fault"]:
+            ok = False
+            sentence = f"The last check of its webhooks failed: {ended(row['fault'])} {mends} tries again."
+        elif there < len(topics):
+            ok = False
+            sentence = f"Webhooks: {there} of {count(len(topics), 'subscription')}: {mends} mends it."
+        else:
+            heard = row["heard_at"]
+            last = f"the last event came at {moment(heard, rt.clock())}" if heard else "no event has come yet"
+            ok, sentence = True, f"Webhooks: {count(len(topics), 'subscription')}, {last}."
+        found[name] = {"ok": ok, **state, "sentence": sentence}
+    return found
+
+
+def endpoints(rt: Runtime) -> list[dict[str, Any]]:
+    """How each address of `notify.urls` stands, by its host: the rest may be secret.
+
+    `behind_since` is when the oldest change happened that it was not told of; None: it knows all.
+    """
+    with rt.store.read() as db:
+        newest = feed.newest(db)
+        known = {row.digest: row for row in db.execute(select(Endpoint.__table__))}
+        oldest = {
+            row.digest: feed.first_after(db, row.cursor) for row in known.values() if row.cursor < newest
+        }
+    found = []
+    for url in rt.settings.notify.urls:
+        row = known.get(digest_of(url))
+        each: dict[str, Any] = {
+            "host": urlsplit(url).hostname,
+            "delivered_at": row.delivered_at if row else None,
+            "behind": row is not None and row.cursor < newest,
+            "behind_since": oldest.get(row.digest) if row else None,
+            "failures": row.failures if row else 0,
+            "next_try_at": row.next_try_at if row else None,
+            "reason": row.reason if row else None,
+        }
+        found.append({**each, "sentence": endpoint_sentence(each, rt.clock())})
+    return found
+
+
+def digest_of(url: str) -> str:
+    """How the database knows an address: there may be a password in it."""
+    return hashlib.sha256(url.encode()).hexdigest()
+
+
+def endpoint_sentence(endpoint: Mapping[str, Any], now: datetime) -> str:
+    """The state of an address of `notify.urls`, for a person."""
+    behind = endpoint["behind_since"]
+    since = f" It waits for what changed since {moment(behind, now)}." if behind else ""
+    if endpoint["reason"]:
+        times = f", {count(endpoint['failures'], 'time')} in a row" if endpoint["failures"] > 1 else ""
+        return (
+            f"It {endpoint['reason']}{times}; tried again at {moment(endpoint['next_try_at'], now)}.{since}"
+        )
+    if endpoint["delivered_at"] is None:
+        return since.strip() or "It was not told of anything yet."
+    return since.strip() or "Up to date."
 
 
 def budget(rt: Runtime, provider: str) -> list[dict[str, Any]] | None:
@@ -103,6 +207,7 @@ def users(rt: Runtime, *, after: str = "", limit: int = 50, search: str = "") ->
 
 def user(rt: Runtime, user_id: str, *, runs_each: int = 20) -> dict[str, Any] | None:
     """Everything about one user: connections, streams, what they hold, and their last runs; None: unknown."""
+    now = rt.clock()
     with rt.store.read() as db:
         row = db.execute(select(User.id, User.created_at).where(User.id == user_id)).one_or_none()
         if row is None:
@@ -114,13 +219,22 @@ def user(rt: Runtime, user_id: str, *, runs_each: int = 20) -> dict[str, Any] | 
         for connection in connections:
             mine = [table.connection_id == connection.id for table in (Record, Quarantined, Stream)]
             streams = db.execute(select(Stream.__table__).where(mine[2]).order_by(Stream.name)).all()
+            held = {
+                row[0]: row[1]
+                for row in db.execute(
+                    select(Record.stream, func.count())
+                    .where(mine[0], Record.deleted_at.is_(None))
+                    .group_by(Record.stream)
+                )
+            }
+            spans = [progress.span(row, now, rt.settings.sync.history_days) for row in streams]
+            one = progress.of_connections(rt, db, [connection], {connection.id: streams}).get(connection.id)
             found.append(
                 {
                     **of_connection(rt, connection._mapping),
-                    "records": db.scalar(
-                        select(func.count()).select_from(Record).where(mine[0], Record.deleted_at.is_(None))
-                    ),
+                    "records": sum(held.values()),
                     "quarantined": db.scalar(select(func.count()).select_from(Quarantined).where(mine[1])),
+                    "import": one and {**asdict(one), "sentence": importing(one, connection.status, now)},
                     "streams": [
                         {
                             "name": stream.name,
@@ -128,8 +242,11 @@ def user(rt: Runtime, user_id: str, *, runs_each: int = 20) -> dict[str, Any] | 
                             "off_reason": stream.off_reason,
                             "history_left_since": stream.backlog_since,
                             "history_left_until": stream.backlog_until,
+                            "history_goes_to": each.goes_to,
+                            "history_share": each.share,
+                            "records": held.get(stream.name, 0),
                         }
-                        for stream in streams
+                        for stream, each in zip(streams, spans, strict=True)
                     ],
                 }
             )
@@ -200,6 +317,39 @@ def sentence(connection: Mapping[str, Any], now: datetime) -> str:
     if due > now:
         return f"Up to date; due again at {moment(due, now)}."
     return "Due: the next tick takes it, as far as the budget goes."
+
+
+def importing(one: progress.Import, status: str, now: datetime) -> str:
+    """How far an import is, for a person."""
+    if one.reached is None:
+        return f"The past is not imported yet: it goes back to {one.goes_to:%Y-%m-%d}."
+    cost = f" for {count(one.requests, 'request')}" if one.requests else ""
+    here = (
+        f"The past is here back to {one.reached:%Y-%m-%d}, and goes back to {one.goes_to:%Y-%m-%d} "
+        f"({percent(one.share)}): {count(one.records, 'record')}{cost}."
+    )
+    if status != "active":
+        return f"{here} It goes on when they have signed in again."
+    if one.left_s is None:
+        return f"{here} How long it still takes cannot be told yet."
+    return f"{here} It takes about {span(one.left_s)} more."
+
+
+def percent(share: float) -> str:
+    """A share as people say it; all of it only when it is."""
+    return f"{round(share * 10_000) // 100} %"
+
+
+UNITS = (("year", 31_536_000), ("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1))
+
+
+def span(seconds: float) -> str:
+    """A duration as people say it, in its largest unit."""
+    for unit, length in UNITS:
+        # Two days at least: "yesterday" may be anything from a minute to two days.
+        if seconds >= (2 * length if unit in ("year", "day") else length):
+            return count(int(seconds // length), unit)
+    return "under a second"
 
 
 def count(number: int, noun: str) -> str:

@@ -8,22 +8,42 @@ of the list), what is stored and what is written down agree, page by page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection as Database
 from sqlalchemy import func, select, update
 
-from lifelogger.errors import BadRecord
+from lifelogger.errors import AccountRefused, BadRecord, Refused, Unavailable
 from lifelogger.http import Http
 from lifelogger.providers import base
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Record, Stream
 from lifelogger.store.pages import Counts, Item, TooDeep, delete_missing, write_items
 
+log = logging.getLogger(__name__)
+
 READ_TO_THE_END_EVERY = timedelta(days=1)
 """How long we believe that nothing older than the oldest record was uploaded since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Where in a stream webhooks say that there is news: `connections.narrowed`."""
+
+    items: tuple[str, ...] = ()
+    span: tuple[datetime, datetime] | None = None
+    latest: bool = True
+
+    @classmethod
+    def read(cls, about: Mapping[str, Any], *, all_of_it: bool) -> Hint:
+        """As it is stored; `all_of_it`: what a poll reads is read besides, whatever it says."""
+        since, until = (datetime.fromtimestamp(each, UTC) for each in about.get("span", (0, 0)))
+        span = (since, until) if "span" in about else None
+        return cls(tuple(about.get("items", ())), span, all_of_it or about.get("latest", False))
 
 
 class Sweep:
@@ -42,11 +62,17 @@ class Sweep:
         state: Any,
         now: datetime,
         fenced: Callable[[Database], None],
+        owner: str | None = None,
     ) -> None:
-        self.rt, self.provider, self.http, self.fenced = rt, provider, http, fenced
+        self.rt, self.provider, self.http, self.fenced, self.owner = rt, provider, http, fenced, owner
         self.stream, self.stream_id, self.connection_id = stream, state.id, state.connection_id
         self.began_at, self.ended_at = now, state.ended_at
         self.counts = Counts()
+        self.never_read = state.cursor is None
+        self.swept = False
+        """Whether what a poll reads was asked for, and not only what webhooks named."""
+        self.named = 0
+        """How many items were asked for because webhooks named them."""
         settings = rt.settings.sync
         if state.cursor is None:
             self.fresh_since = now - timedelta(days=settings.lookback_days)
@@ -58,6 +84,9 @@ class Sweep:
             # A clock that was set back must not make us read less than the look-back.
             self.fresh_since = min(state.cursor, now) - timedelta(days=settings.lookback_days)
             self.backlog = (state.backlog_since, state.backlog_until) if state.backlog_until else None
+        self._left_at_first = _seconds(self.backlog)
+        self.history_s = 0.0
+        """How much of the backlog it has read, in seconds of the past."""
         self.floor: datetime | None = None
         self.pages: Iterator[base.Page] | None = None
         self.upper: datetime | None = None
@@ -66,8 +95,92 @@ class Sweep:
         self.readable = True
         self.since = self.fresh_since
 
+    def read_hinted(self, hint: Hint) -> None:
+        """Read what webhooks name, with the fewest requests that bring it.
+
+        That is the list as a poll reads it, except for what is known to lie below it. Of the rest each item
+        costs a request, and so does what the list should have shown and did not: it was recorded long ago.
+        """
+        places, span = self._places(hint.items), hint.span
+        below = [key for key in hint.items if key in places and places[key] < self.fresh_since]
+        others = [key for key in hint.items if key not in below]
+        oldest = self.began_at - timedelta(days=self.rt.settings.sync.history_days)
+        if span is not None and span[1] <= oldest:
+            span = None  # so old that nothing is kept of it
+        apart = span is not None and span[1] <= self.fresh_since
+        if hint.latest or others or self.never_read or (span is not None and not apart):
+            if span is not None and not apart:
+                unread = self.backlog[1] if self.backlog else oldest  # below that it is read as history
+                self.fresh_since = min(self.fresh_since, max(span[0], oldest, unread))
+            self.read_fresh()
+            shown = self._places(others)  # or concluded to be gone: that leaves its place
+            others = [key for key in others if key not in shown]
+        if span is not None and apart:
+            self._read_span(max(span[0], oldest), span[1])
+        for key in (*below, *others):
+            self._read_item(key)
+
+    def _read_item(self, key: str) -> None:
+        """Ask for one item. A refusal is of it alone: whoever is not signed can name what is not ours."""
+        self.named += 1
+        try:
+            raw = self.provider.item(self.http, self.stream, key, self.owner)
+        except AccountRefused:
+            raise
+        except Refused as refusal:
+            log.info("connection %s: %s %s: %s", self.connection_id, self.stream.name, key, refusal)
+            return
+        if raw is None:
+            self._gone(key)
+        elif self.provider.external_id(self.stream, raw) == key:
+            self._store(base.Page([raw], None))
+        else:
+            raise Unavailable(f"{self.provider.title} sent another item than it was asked for")
+
+    def _read_span(self, since: datetime, until: datetime) -> None:
+        """Read a span below the look-back again; how far the stream has been read stays as it is."""
+        self._begin(base.Window(since, until, now=self.began_at))
+        assert self.pages is not None
+        for page in self.pages:
+            self._store(page, advance=False)
+        self.pages = None
+
+    def _gone(self, key: str) -> None:
+        """Empty an item that the provider no longer has, and nothing else that lies in the same instant."""
+        at = self._places([key]).get(key)
+        if at is None:
+            return
+        beside = select(Record.external_id).where(
+            *self._mine(), Record.ordered_at == at, Record.external_id != key
+        )
+        with self.rt.store.write() as db:
+            self.fenced(db)
+            deleted = delete_missing(
+                db,
+                self.connection_id,
+                self.stream.name,
+                since=at,
+                until=at + timedelta.resolution,
+                present=set(db.scalars(beside)),
+                now=self.rt.clock(),
+            )
+        self.counts.deleted += deleted
+
+    def _places(self, keys: Collection[str]) -> dict[str, datetime]:
+        """Where in the stream these items lie or, when they are gone, lay; of the others nothing."""
+        if not keys:
+            return {}
+        query = select(Record.external_id, Record.ordered_at).where(
+            Record.connection_id == self.connection_id,
+            Record.stream == self.stream.name,
+            Record.external_id.in_(keys),
+        )
+        with self.rt.store.read() as db:
+            return {row.external_id: row.ordered_at for row in db.execute(query)}
+
     def read_fresh(self) -> None:
         """Read from the newest down to the look-back's start; further if the last page brings it."""
+        self.swept = True
         joined = self.backlog is not None and self.backlog[1] >= self.fresh_since
         self.since = self.backlog[0] if joined and self.backlog else self.fresh_since
         expect = None if joined else self._expect()
@@ -96,7 +209,7 @@ class Sweep:
         self.pages = self.provider.pages(self.http, self.stream, window)
         self.upper, self.present, self.readable = window.until, {}, True
 
-    def _store(self, page: base.Page) -> None:
+    def _store(self, page: base.Page, *, advance: bool = True) -> None:
         """Commit one page with the cursor it earns, or nothing of it."""
         now = self.rt.clock()
         items = [self._item(raw) for raw in page.items]
@@ -121,7 +234,8 @@ class Sweep:
                         present=self.present.keys(),
                         now=now,
                     )
-                self._advance(db, page.reached, page.end)
+                if advance:
+                    self._advance(db, page.reached, page.end)
         if page.reached is not None:
             # What was shown of the span below need not be shown again.
             below = {key: at for key, at in self.present.items() if at is None or at < page.reached}
@@ -158,6 +272,7 @@ class Sweep:
         if end:
             values["ended_at"] = self.began_at
         db.execute(update(Stream).where(Stream.id == self.stream_id).values(values))
+        self.history_s = max(0.0, self._left_at_first - _seconds(left))
         if end or reached <= self.since:
             self.backlog = left
 
@@ -182,3 +297,7 @@ class Sweep:
             Record.stream == self.stream.name,
             Record.deleted_at.is_(None),
         )
+
+
+def _seconds(span: tuple[datetime, datetime] | None) -> float:
+    return (span[1] - span[0]).total_seconds() if span else 0.0

@@ -13,15 +13,17 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection as Database
 from sqlalchemy import and_, case, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 
 from lifelogger import leaving
 from lifelogger import runtime as processwide
 from lifelogger.budget import CountUnknown
-from lifelogger.connections import under_way
+from lifelogger.connections import LATEST, under_way
 from lifelogger.errors import (
     AccountRefused,
     BudgetSpent,
@@ -37,7 +39,7 @@ from lifelogger.providers import base
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection, Stream, SyncRun
 from lifelogger.store.pages import Counts
-from lifelogger.sweep import Sweep
+from lifelogger.sweep import Hint, Sweep
 from lifelogger.tokens import Tokens, needs_reauth
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,10 @@ REFUSED_FOR = timedelta(days=1)
 """How long a stream that the provider refused is left alone before we ask again."""
 HINTED_EVERY = timedelta(minutes=1)
 """How often webhooks make us look at a connection at most: what is not signed can come from anybody."""
+LEFT_BY_HINTS = 0.5
+"""The part of the reserve that hints leave to people: many of them, of many people, may be forged."""
+TRIES_OF_NAMED = 3
+"""Failures in a row until what webhooks name is no longer asked for: it may be what fails, and be forged."""
 LONGEST_HISTORY = timedelta(minutes=1)
 """How long one sync reads on in a connection's past: a worker that does can serve nobody else, and the
 user's news waits for the lock."""
@@ -140,9 +146,12 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
                 Connection.fence,
                 Connection.news_at,
                 Connection.news_streams,
+                Connection.news_about,
                 Connection.deauthorised_at,
                 Connection.failures,
                 Connection.claimed_at,
+                Connection.last_sync_at,
+                Connection.provider_user_id,
             )
         ).all()
         if not rows:
@@ -261,12 +270,46 @@ class ConnectionSync:
             lambda refused: tokens.refresh(connection_id, refused=refused),
             rt.clock,
         )
-        http.leave_share = (
-            rt.settings.schedule.reserve if self.trigger != "asked" and not self.row["news_at"] else 0.0
-        )
+        http.leave_share = rt.settings.schedule.reserve * self._kept_free()
         self.sweeps = self._open(http)
+        about = self.row["news_about"] or {}
+        if self.row["failures"] >= TRIES_OF_NAMED:
+            about = {}
         for sweep in self.sweeps:
-            self._guarded(sweep, sweep.read_fresh)
+            hint = Hint.read(about.get(sweep.stream.name, LATEST), all_of_it=self.only is None)
+            self._guarded(sweep, partial(sweep.read_hinted, hint))
+        if self.only is None:
+            self._learn_account(http)
+
+    def _kept_free(self) -> float:
+        """How much of the reserve is for others: of what a poll spends all, of what people want nothing."""
+        if self.trigger == "asked" or (self.row["news_at"] and self.row["news_streams"] is None):
+            return 0.0
+        return LEFT_BY_HINTS if self.row["news_at"] else 1.0
+
+    def _learn_account(self, http: Http) -> None:
+        """Ask whose account it is, if it was imported without that: no webhook finds it. Once a day."""
+        last, now, connection_id = self.row["last_sync_at"], self.row["started_at"], self.row["id"]
+        if self.row["provider_user_id"] is not None or (last is not None and last.date() >= now.date()):
+            return
+        try:
+            account = self.provider.account(http)
+        except Wait as wait:  # all that is new has been read
+            log.info("connection %s: its account is not known yet: %s", connection_id, wait.reason)
+            return
+        if account is None:
+            return
+        mine = (Connection.provider == self.row["provider"], Connection.provider_user_id == account)
+        try:
+            with self.rt.store.write() as db:
+                self.fenced(db)
+                if db.scalar(select(Connection.id).where(*mine)) is None:
+                    here = update(Connection).where(Connection.id == connection_id)
+                    db.execute(here.values(provider_user_id=account))
+                    return
+        except IntegrityError:
+            pass  # somebody else was first, and the account is theirs: told as if they had been here already
+        log.warning("connection %s: its account is connected to another user as well", connection_id)
 
     def _read_history(self) -> None:
         """With what the budget leaves after everybody's fresh data, now and for the day, and not for long."""
@@ -330,7 +373,12 @@ class ConnectionSync:
                 self.off.append(f"{stream.name}: {reason}")
             else:
                 self.read[stream.name] = state.cursor
-                sweeps.append(Sweep(self.rt, self.provider, http, stream, state, now, self.fenced))
+                sweeps.append(
+                    Sweep(
+                        self.rt, self.provider, http, stream, state, now, self.fenced,
+                        self.row["provider_user_id"],
+                    )
+                )  # fmt: skip
         hinted = self.row["news_streams"]
         # A poll that is due is not put off by hints: it reads what they name, and the rest.
         if hinted is not None and not (self.trigger == "tick" and self._poll_due() <= now):
@@ -408,18 +456,22 @@ class ConnectionSync:
             left = False
             more_news = news.news_at is not None and news.news_at != self.row["news_at"]
             values: dict[str, Any] = {"claimed_at": None, "wait_reason": None, "updated_at": now}
+            hint_after = news.hint_after
+            named = sum(sweep.named for sweep in self.sweeps)
+            if named:  # each of them costs what a look costs
+                hint_after = values["hint_after"] = self.row["started_at"] + HINTED_EVERY * named
             if run.outcome == "ok":
                 # History goes on at the next tick, whenever that is; when the budget is short, with the next
                 # poll. That has its own time, however many hints are followed in between.
                 soon = self.unread and not self.held
-                swept = {sweep.stream.name: self.row["started_at"] for sweep in self.sweeps}
+                swept = {sweep.stream.name: self.row["started_at"] for sweep in self.sweeps if sweep.swept}
                 self.read |= swept
                 due = now + FIRST_RETRY if soon else self._poll_due()
                 if more_news:  # hints have to wait for their turn, people have not
-                    due = now if news.news_streams is None else max(now, news.hint_after or now)
+                    due = now if news.news_streams is None else max(now, hint_after or now)
                 values |= {"failures": 0, "last_sync_at": now, "next_sync_at": due}
                 if not more_news:
-                    values |= {"news_at": None, "news_streams": None, "deauthorised_at": None}
+                    values |= dict.fromkeys(("news_at", "news_streams", "news_about", "deauthorised_at"))
             elif run.outcome == "needs_reauth":
                 # News may be that the person has signed in again meanwhile: then nothing is over.
                 values |= {} if more_news else needs_reauth(run.message or "", now)
@@ -442,6 +494,7 @@ class ConnectionSync:
                     updated=counts.updated,
                     deleted=counts.deleted,
                     quarantined=counts.quarantined,
+                    history_s=sum(sweep.history_s for sweep in self.sweeps),
                 )
             )
         if left:  # a webhook said so, and the request that was made to find out has found it so

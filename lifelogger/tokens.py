@@ -26,7 +26,7 @@ from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
-from sqlalchemy import literal, or_, select, update
+from sqlalchemy import case, literal, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from lifelogger.errors import BudgetSpent, LifeloggerError, SignInAgain, Unavailable
@@ -120,6 +120,26 @@ class Tokens:
             # It waited for too long.
             return self.refresh(connection_id, margin=margin, refused=refused, ahead=ahead)
         return token
+
+    def has_ended(self, connection_id: int) -> bool:
+        """Ask whether the authorisation of a connection that is not synced any more is gone at its provider.
+
+        False: it lives, or there is nothing to ask with. What comes of asking is kept. Raises `Wait`.
+        """
+        columns = (getattr(Connection, name) for name in Held._fields)
+        with self.runtime.store.read() as db:
+            row = db.execute(
+                select(*columns).where(Connection.id == connection_id, Connection.status != "active")
+            ).one_or_none()
+        if row is None or row.refresh_token is None:
+            return False
+        held = Held(*row)
+        try:
+            grant = self._from_escrow(held) or self.ask(held, ahead=True)
+        except SignInAgain:
+            return True
+        self._keep(held, grant)
+        return False
 
     def _take(self, connection_id: int) -> Held:
         """Take the row for a refresh, and read it. Raises `Unavailable` while somebody else has it."""
@@ -389,7 +409,10 @@ class Tokens:
 
 def needs_reauth(reason: str, now: datetime) -> dict[str, Any]:
     """The columns of a connection that waits for its person to sign in again: it is not polled."""
+    works = Connection.status == "active"  # one end may be met twice, and is one change
     return {
+        "status_at": case((works, now), else_=Connection.status_at),
+        "status_change": case((works, None), else_=Connection.status_change),
         "status": "needs_reauth",
         "status_reason": reason,
         "next_sync_at": None,

@@ -11,15 +11,16 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from lifelogger.connections import note_hint
 from lifelogger.errors import LifeloggerError, Refused
 from lifelogger.http import Unauthorised, accepted, exchange
-from lifelogger.providers.base import Ask, Call, Event, Heard, Json, Known, Provider, Subscription, shown
+from lifelogger.providers.base import Call, Event, Heard, Json, Known, Provider, Subscription, shown
 from lifelogger.runtime import Runtime
 from lifelogger.store import journal
 from lifelogger.store.models import Webhook, WebhookCall
@@ -30,6 +31,9 @@ RENEW_BEFORE = timedelta(days=2)
 """A subscription is renewed when no more of its time is left: dozens of checks may fail until it ends."""
 CALLS_KEPT = timedelta(days=8)
 """How long a signed call is known again. The longest that a provider tries is a week."""
+
+HEARD_EVERY = timedelta(minutes=1)
+"""How exactly it is kept when an event last came: they would all wait for one row otherwise."""
 
 
 class NoWebhooks(LifeloggerError):
@@ -64,7 +68,9 @@ def hear(rt: Runtime, name: str, call: Call) -> tuple[Heard, list[str]]:
             if first.rowcount != 1:
                 return heard, []  # sent twice, or caught by somebody and sent again
         every = tuple(stream.name for stream in provider.streams)
-        users = [note_hint(db, name, event, now) for event in together(heard.events, every)]
+        users = [note_hint(db, name, events, now) for events in together(heard.events, every)]
+        if row and (row.heard_at is None or now - row.heard_at >= HEARD_EVERY):
+            db.execute(update(Webhook).where(Webhook.provider == name).values(heard_at=now))
     return heard, [user for user in users if user is not None]
 
 
@@ -78,16 +84,14 @@ def listening(rt: Runtime, name: str) -> Provider:
     return provider
 
 
-def together(events: tuple[Event, ...], every: tuple[str, ...]) -> list[Event]:
-    """One event for each owner, in the same order whoever sends: rows are locked one after the other.
+def together(events: tuple[Event, ...], every: tuple[str, ...]) -> list[list[Event]]:
+    """The events of each owner, in the same order whoever sends: rows are locked one after the other.
 
     One that names no stream is of `every` one: even so it is a hint, not a person's wish.
     """
-    found: dict[str, Event] = {}
+    found: dict[str, list[Event]] = {}
     for event in events:
-        known = found.get(event.owner, Event(event.owner))
-        streams = tuple(dict.fromkeys((*known.streams, *(event.streams or every))))
-        found[event.owner] = Event(event.owner, streams, known.deauthorised or event.deauthorised)
+        found.setdefault(event.owner, []).append(replace(event, streams=event.streams or every))
     return [found[owner] for owner in sorted(found)]
 
 
@@ -131,7 +135,7 @@ def keep(rt: Runtime, name: str, *, take_over: bool = False) -> list[Subscriptio
     address = callback(rt, name)
     if address is None:
         raise NoWebhooks("set web.public_url: the address under which the provider reaches this server")
-    ask, now = asker(rt, provider), rt.clock()
+    ask, now = Asker(rt, provider), rt.clock()
     try:
         keys = provider.webhook_keys(ask, settings)
         found = provider.subscriptions(ask, settings)
@@ -173,7 +177,7 @@ def keep(rt: Runtime, name: str, *, take_over: bool = False) -> list[Subscriptio
 def remove(rt: Runtime, name: str) -> int:
     """End our subscriptions; returns how many there were. Raises as `keep`."""
     provider, settings, address = listening(rt, name), rt.settings.providers[name], callback(rt, name)
-    ask = asker(rt, provider)
+    ask = Asker(rt, provider)
     mine = [each for each in provider.subscriptions(ask, settings) if each.callback == address]
     for each in mine:
         provider.unsubscribe(ask, settings, each)
@@ -213,11 +217,19 @@ def put(rt: Runtime, name: str, values: dict[str, Any]) -> None:
         db.execute(statement.on_conflict_do_update(index_elements=["provider"], set_=values))
 
 
-def asker(rt: Runtime, provider: Provider) -> Ask:
+class Asker:
     """Requests in the application's own name. They spend from what all connections share."""
-    settings = rt.settings.providers[provider.name]
 
-    def ask(
+    def __init__(self, rt: Runtime, provider: Provider) -> None:
+        self.rt, self.provider = rt, provider
+        self.settings = rt.settings.providers[provider.name]
+
+    @property
+    def now(self) -> datetime:
+        return self.rt.clock()
+
+    def __call__(
+        self,
         method: str,
         url: str,
         *,
@@ -226,7 +238,8 @@ def asker(rt: Runtime, provider: Provider) -> Ask:
         data: Mapping[str, str] | None = None,
         json: Json = None,
     ) -> Json:
-        ticket = rt.budget.take(provider.shared_pools(settings))
+        rt, provider = self.rt, self.provider
+        ticket = rt.budget.take(provider.shared_pools(self.settings))
         content: dict[str, Any] = {"headers": headers, "params": params, "data": data, "json": json}
         reply = exchange(provider, rt.budget, ticket, rt.settings.http, rt.clock, method, url, **content)
         if 200 <= reply.status < 300 and method == "DELETE":
@@ -237,5 +250,3 @@ def asker(rt: Runtime, provider: Provider) -> Ask:
             raise Refused(
                 f"{provider.title}: its webhooks: the application is not authorised (401)"
             ) from None
-
-    return ask

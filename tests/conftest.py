@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,7 +49,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[_folder], ignore_errors=True)
 
 
-def _unavailable(error: Exception) -> NoReturn:
+def unavailable(error: Exception) -> NoReturn:
     if os.environ.get("CI", "").lower() in ("", "0", "false"):
         pytest.skip(str(error))
     pytest.fail(f"{error}, and in CI every server must be there")
@@ -60,7 +61,7 @@ def redis_server() -> Iterator[RedisServer]:
     try:
         server = RedisServer()
     except Missing as error:
-        _unavailable(error)
+        unavailable(error)
     try:
         server.start()
         yield server
@@ -81,7 +82,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     try:
         server = PostgresServer()
     except Missing as error:
-        _unavailable(error)
+        unavailable(error)
     try:
         server.start()
         yield server
@@ -145,8 +146,24 @@ def settings_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
 
 def make_tables(store: Store) -> None:
     """All tables at once, as the models have them: test_migrations.py shows that it is the same."""
-    with store.write() as db:
-        Base.metadata.create_all(db)
+    if store.is_sqlite:
+        with open(store.url.database or "", "xb") as file:
+            file.write(sqlite_with_tables())
+    else:
+        with store.write() as db:
+            Base.metadata.create_all(db)
+
+
+@cache
+def sqlite_with_tables() -> bytes:
+    """The file of a database in which nobody has written yet: made once, copied for each test."""
+    with tempfile.TemporaryDirectory(prefix="lifelogger-tables-") as folder:
+        file = Path(folder) / "test.db"
+        store = Store(f"sqlite:///{file}")
+        with store.write() as db:
+            Base.metadata.create_all(db)
+        store.close()
+        return file.read_bytes()
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ ROOT = Path(__file__).parent.parent
 class Command:
     """A command that runs from the root of the checkout while the `with` block does, then is killed.
 
-    `environ` comes on top of this process's own. It is ready when its log has `ready` in it so many `times`.
+    `environ` comes on top of this process's own. It is ready when its log has `ready` in it so many `times`;
+    whatever is awaited of it has `seconds`.
     """
 
     def __init__(
@@ -34,10 +35,12 @@ class Command:
         ready: str,
         times: int = 1,
         environ: Mapping[str, str] = MappingProxyType({}),
+        seconds: float = DEADLINE_SECONDS,
     ):
         self.arguments = [str(Path(sys.executable).with_name(name)), *arguments]
         self.ready = ready
         self.times = times
+        self.seconds = seconds
         self.environ = {**os.environ, "PYTHONUNBUFFERED": "1", **environ}
         self.process: subprocess.Popen[bytes] | None = None
         self._log = tempfile.NamedTemporaryFile(prefix="command-", suffix=".log")  # noqa: SIM115 - closed in close
@@ -84,7 +87,7 @@ class Command:
             return False
 
         try:
-            wait_until(met, what)
+            wait_until(met, what, self.seconds)
         except AssertionError as failure:
             command = " ".join([Path(self.arguments[0]).name, *self.arguments[1:]])
             raise AssertionError(f"{command}: {failure}\n{self.log()[-4000:]}") from None

@@ -334,6 +334,18 @@ def test_a_sync_that_changed_something_has_it_told_at_once(
     assert app.queued("notify") == [("deliver_changes", ())] * sent
 
 
+def test_who_has_to_sign_in_again_is_told_to_endpoints_at_once(
+    app: Application, monkeypatch: pytest.MonkeyPatch, settings_env: Callable[..., Settings]
+) -> None:
+    settings_env(notify={"urls": ["https://app.example/"], "secrets": [notify.new_secret()]})
+    listen(app, monkeypatch, sync, "run", [Run(1, 1, "any", outcome="needs_reauth")])
+    listen(app, monkeypatch, notices, "tell", 0)
+
+    app.sync_user_data("ann")
+
+    assert app.queued("notify") == [("deliver_changes", ())]
+
+
 @pytest.mark.parametrize("name", ["deliver_changes", "deliver_waiting_changes"])
 def test_changes_are_delivered(app: Application, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     listen(app, monkeypatch, notify, "deliver")

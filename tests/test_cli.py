@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -15,12 +18,16 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 from dramatiq.brokers.stub import StubBroker
+from rich.console import Console
+from sqlalchemy import delete
 
 import lifelogger.broker
 from lifelogger import api_keys, cli, connections, sync
+from lifelogger.providers import strava
 from lifelogger.runtime import Runtime
 from lifelogger.runtime import runtime as processwide
 from lifelogger.settings import Settings
+from lifelogger.store.models import Stream, SyncRun
 from tests.live import (
     change,
     connect,
@@ -502,6 +509,64 @@ def test_waiting_for_a_sync_that_fails(with_people: Callable[..., Said], sandbox
     assert "Nothing to sync: Has to sign in again: " in again.err
 
 
+@pytest.fixture
+def importing(with_people: Callable[..., Said], live: Runtime, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The same, where Alice's past is read five items at a time, a page in each sync, and has just begun."""
+    monkeypatch.setattr(strava, "LARGEST_PAGE", 5)
+    slow = tuned(live, sync={"history_pages": 1, "history_days": 100})
+    monkeypatch.setattr(cli, "processwide", lambda: slow)
+    monkeypatch.setattr(lifelogger.broker, "broker", Worker(slow), raising=False)
+    with live.store.write() as db:
+        db.execute(delete(Stream))
+        db.execute(delete(SyncRun))
+    return with_people
+
+
+@ONCE
+def test_waiting_tells_of_the_import_in_plain_lines(importing: Callable[..., Said]) -> None:
+    said = importing("sync", "alice", "--wait", "--timeout", "20s")
+
+    assert said.status == 0
+    lines = said.err.splitlines()
+    assert all(line.startswith("strava: The past is ") for line in lines)
+    assert re.search(r"strava: The past is here back to 20\d\d-\d\d-\d\d, and goes back to ", lines[-1])
+    assert "\x1b" not in said.err
+    told = importing("status", "alice").out
+    assert "How long it still takes cannot be told yet." in told
+    assert " % is here)" in told
+    assert "Still importing their past: 1 connection.\n" in importing("status").out
+
+
+@ONCE
+def test_on_a_terminal_the_import_is_a_bar(
+    importing: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(cli, "err", Console(file=screen, force_terminal=True, width=200))
+
+    assert importing("sync", "alice", "--wait", "--timeout", "20s").status == 0
+
+    shown = screen.getvalue()
+    assert "━" in shown
+    assert re.search(r"strava.*\d+%.*The past is here back to", shown)
+
+
+@ONCE
+def test_who_stops_waiting_leaves_the_sync_going_on(
+    importing: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "time", SimpleNamespace(sleep=interrupted, monotonic=time.monotonic))
+    monkeypatch.setattr(lifelogger.broker, "broker", nobody_listens(), raising=False)
+
+    said = importing("sync", "alice", "--wait")
+
+    assert said.status == 130
+    assert said.err.endswith("It goes on in the background: `lifelogger status alice`\n")
+
+
 @ONCE
 def test_waiting_while_no_worker_runs(
     with_people: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
@@ -604,7 +669,7 @@ def test_how_the_endpoints_stand(
     told = tuned(runtime, notify={"urls": ("https://user:secret@app.example/hook",)})
     monkeypatch.setattr(cli, "processwide", lambda: told)
 
-    assert "app.example  never      Up to date." in lifelogger_("notify", "list").out
+    assert "app.example  never      It was not told of anything yet." in lifelogger_("notify", "list").out
     [each] = json.loads(lifelogger_("notify", "list", "--json").out)
     assert (each["host"], "secret" in str(each)) == ("app.example", False)
 

@@ -269,6 +269,7 @@ def test_a_stream_is_as_fresh_as_its_last_reading(rt: Runtime) -> None:
         "pending": False,
         "history_left_since": None,
         "history_left_until": None,
+        "history_share": 1.0,
         "off_reason": None,
         "status": "active",
         "sentence": "Up to date; due again at 13:00 UTC.",

@@ -7,6 +7,7 @@ import socket
 import time
 from concurrent.futures import Future
 from queue import Queue
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -14,17 +15,20 @@ import requests
 from dramatiq.brokers.stub import StubBroker
 
 import lifelogger.broker
-from lifelogger import cli, sync
+from lifelogger import cli, client, sync
 from lifelogger.connecting import HOST, Callback, Connected, connect
 from lifelogger.connections import AccountTaken, add_user
 from lifelogger.errors import LifeloggerError, Refused
+from lifelogger.providers import strava
 from lifelogger.runtime import Runtime
 from tests.live import (
     change,
     connection,
     in_background,
     stored,
+    ticked,
     truth,
+    tuned,
 )
 from tests.live import connect as let_in
 from tests.sandbox.control import Control
@@ -200,8 +204,68 @@ def test_the_command_tells_what_was_not_granted(
     assert "Open this address and agree:\nhttp://127.0.0.1:" in printed.out
     assert "Connected zoe.\n" in printed.out
     assert "Not granted: activity:read_all. What needs it is not synced." in printed.out
+    assert "The first import goes on in the background: `lifelogger status zoe`" in printed.out
     assert json.loads(broker.queues["now"].get_nowait())["args"] == ["zoe", "asked"]
     assert answers[0].result(SECONDS).ok
+
+
+class Workers:
+    """A broker whose messages a thread takes, with all the ticks that follow."""
+
+    def __init__(self, live: Runtime, sandbox: Control) -> None:
+        self.live, self.sandbox = live, sandbox
+        self.done: list[Future[None]] = []
+
+    def enqueue(self, message: Any) -> None:
+        self.done.append(in_background(self.work, message.args[0]))
+
+    def work(self, user_id: str) -> None:
+        sync.run(user_id, runtime=self.live)
+        while client.imports(user_id, runtime=self.live):
+            self.sandbox.step(900)
+            ticked(self.live, user_id)
+
+
+@ONCE
+@pytest.mark.parametrize("worker", [True, False])
+def test_the_command_shows_the_import_until_it_is_done(
+    live: Runtime,
+    sandbox: Control,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    worker: bool,
+) -> None:
+    monkeypatch.setattr(strava, "LARGEST_PAGE", 5)
+    slow = tuned(live, sync={"history_pages": 1, "history_days": 100})
+    workers, idle = Workers(slow, sandbox), StubBroker()
+    idle.declare_queue("now")
+    monkeypatch.setattr(lifelogger.broker, "broker", workers if worker else idle, raising=False)
+    monkeypatch.setattr(cli, "processwide", lambda: slow)
+    monkeypatch.setattr(cli, "FOLLOW_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(cli, "PATIENCE_SECONDS", 20.0 if worker else 0.1)
+    say = cli._say
+
+    def browse(line: str) -> None:
+        say(line)
+        if line.startswith("Open this address"):
+            address = f"{line.splitlines()[-1]}&person=alice"
+            in_background(requests.get, address, timeout=SECONDS)
+
+    monkeypatch.setattr(cli, "_say", browse)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["connect", "zoe", "strava", "--no-open", "--wait"])
+
+    printed = capsys.readouterr()
+    if worker:
+        workers.done[0].result(SECONDS)
+        assert end.value.code == 0
+        assert "strava: The past is here back to " in printed.err
+        assert printed.err.endswith("strava: Nothing is left to import.\n")
+        records = len(stored(live, "zoe"))
+        assert printed.out.splitlines()[-1].startswith(f"{records} records. ")
+    else:
+        assert end.value.code == 1
+        assert "No worker took it in 0.1 s: does one run (`make worker`)? It is not forgotten" in printed.err
 
 
 def nobody(live: Runtime) -> bool:

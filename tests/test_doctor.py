@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy import insert
 
+from lifelogger import webhooks
 from lifelogger.broker import WORKER_NAME
 from lifelogger.crypto import Vault
 from lifelogger.doctor import Finding, examine
@@ -21,7 +22,7 @@ from lifelogger.runtime import Runtime
 from lifelogger.store import Store
 from lifelogger.store.migrate import downgrade, run
 from lifelogger.store.models import Tick
-from tests.live import change, connect
+from tests.live import change, connect, tuned
 from tests.sandbox.control import Control
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -136,6 +137,20 @@ def test_people_who_have_to_sign_in_again(live: Runtime, sandbox: Control) -> No
 
     assert any("sign in again" in each.sentence for each in found(live, "work"))
     assert not faults(live)
+
+
+def test_webhooks_that_could_not_be_checked(live: Runtime) -> None:
+    here = tuned(live, web={"public_url": "https://life.example"})
+    webhooks.note_fault(here, "strava", "Strava refused it (403)")
+
+    [fault] = faults(here)
+
+    assert (fault.part, fault.ok) == ("strava", False)
+    assert fault.sentence == (
+        "The last check of its webhooks failed: Strava refused it (403). "
+        "`lifelogger webhooks subscribe strava` tries again."
+    )
+    assert not faults(live), "without an address there are none to be had, and none to mend"
 
 
 @pytest.mark.parametrize(("policy", "told"), [("allkeys-lru", True), ("noeviction", False)])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import re
 import stat
+import zipfile
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
-from lifelogger import cli, export, sync
+from lifelogger import cli, client, export, leaving, sync
 from lifelogger.connections import add_user
 from lifelogger.errors import LifeloggerError
 from lifelogger.runtime import Runtime
-from lifelogger.store.models import Base, Connection, Quarantined, Record, Stream, SyncRun
+from lifelogger.store.models import Base, Connection, Quarantined, Record, Stream, SyncRun, User
 from tests.live import (
     connect,
     connection,
@@ -109,6 +115,153 @@ def test_a_user_nobody_knows(live: Runtime) -> None:
         list(export.objects(live, "nobody"))
 
 
+# The archive -------------------------------------------------------------------------------------------
+
+
+def opened(content: Iterator[bytes]) -> zipfile.ZipFile:
+    archive = zipfile.ZipFile(io.BytesIO(b"".join(content)))
+    assert archive.testzip() is None
+    return archive
+
+
+def lines(archive: zipfile.ZipFile, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in archive.read(name).decode("ascii").splitlines()]
+
+
+def test_an_archive_has_the_same_by_kind(rt: Runtime) -> None:
+    whole = list(export.objects(rt, "alice"))
+    archive = opened(export.archive(rt, "alice"))
+    manifest = json.loads(archive.read("manifest.json"))
+
+    names = [entry["name"] for entry in manifest["files"]]
+    assert archive.namelist() == ["README.txt", *names, "manifest.json"]
+    assert "records/strava-activities.jsonl" in names
+    told = []
+    for entry in manifest["files"]:
+        content = archive.read(entry["name"])
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        assert (entry["bytes"], entry["objects"]) == (len(content), len(lines(archive, entry["name"])))
+        assert entry["what"]
+        told += lines(archive, entry["name"])
+    assert told == [{name: value for name, value in each.items() if name != "object"} for each in whole]
+    assert manifest["user"] == "alice"
+    assert manifest["made_at"] == rt.clock().isoformat()
+    assert manifest["changes_after"] == client.newest_cursor(runtime=rt)
+    stored = {row.external_id: row.raw for row in rows(rt, Record.__table__, "alice")}
+    records = lines(archive, "records/strava-activities.jsonl")
+    assert {each["external_id"]: each["raw"] for each in records} == stored
+    readme = archive.read("README.txt").decode()
+    assert "2026-11-24 12:03:00 UTC" in readme
+    assert all(name.partition("/")[0] in readme for name in names)
+
+
+@ONCE
+def test_a_record_file_for_each_kind_of_data_of_each_provider(live: Runtime, sandbox: Control) -> None:
+    for provider in ("strava", "oura"):
+        connect(live, sandbox, "alice", provider=provider)
+    sync.run("alice", runtime=live)
+
+    names = [
+        name
+        for name in opened(export.archive(live, "alice")).namelist()
+        if name.startswith(("records/strava-", "records/oura-"))
+    ]
+    assert names[0] == "records/strava-activities.jsonl"
+    assert "records/oura-daily_sleep.jsonl" in names
+    assert len(names) == len(rows(live, Stream.__table__, "alice"))
+
+
+@ONCE
+def test_no_token_is_in_an_archive(rt: Runtime) -> None:
+    archive = opened(export.archive(rt, "alice"))
+    everything = "".join(archive.read(name).decode() for name in archive.namelist())
+
+    row = connection(rt, "alice")
+    for sealed in (row.access_token, row.refresh_token):
+        assert rt.vault.decrypt(sealed) not in everything
+        assert sealed.decode(errors="replace") not in everything
+    assert "access_token" not in everything
+
+
+@ONCE
+def test_it_is_made_as_it_is_taken_with_no_transaction_open(
+    rt: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is a batch and what the compressor holds; whoever reads slowly keeps nobody waiting."""
+    monkeypatch.setattr(export, "BATCH", 2)
+    seen: list[int] = []
+    reads: list[int] = []
+    rows_of = export._rows
+
+    def watched(*arguments: Any) -> Iterator[dict[str, Any]]:
+        for row in rows_of(*arguments):
+            reads.append(1)
+            yield row
+
+    monkeypatch.setattr(export, "_rows", watched)
+    content = export.archive(rt, "alice", told=seen.append)
+    ahead = 0
+    for some in content:
+        # Noise in each record would fill a piece: what is compressed is never more than a batch of rows.
+        assert len(some) < 100_000
+        ahead = max(ahead, len(reads) - sum(seen))
+        assert rt.store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        with rt.store.write() as db:  # on SQLite an open reader would be met by a checkpoint, a writer never
+            db.execute(update(User).values(asked_at=rt.clock()))
+    assert ahead <= 2 * export.BATCH
+    assert sum(seen) == export.size(rt, "alice")
+
+
+def test_what_comes_meanwhile_is_left_for_the_change_feed(rt: Runtime, sandbox: Control) -> None:
+    """Whoever follows it from the manifest's cursor misses nothing."""
+    keys = {row.external_id for row in rows(rt, Record.__table__, "alice")}
+    cursor = client.newest_cursor(runtime=rt)
+    content = export.archive(rt, "alice")
+    first = next(content)
+    late = sandbox.add("alice")
+    sync.run("alice", runtime=rt)
+
+    archive = opened(chain([first], content))
+
+    assert {each["external_id"] for each in lines(archive, "records/strava-activities.jsonl")} == keys
+    manifest = json.loads(archive.read("manifest.json"))
+    assert manifest["changes_after"] == cursor
+    (change,) = client.changes(cursor, user_id="alice", runtime=rt).changes
+    assert change["external_id"] == str(late)
+
+
+@pytest.mark.parametrize("leave", ["disconnect", "erase", "and come back"])
+def test_who_leaves_meanwhile_ends_it(rt: Runtime, sandbox: Control, leave: str) -> None:
+    """What was sent by then cannot be opened: nobody takes it for the whole."""
+    content = export.archive(rt, "alice")
+    sent = next(content)
+    if leave == "erase":
+        leaving.erase(rt, "alice")
+    else:
+        leaving.disconnect(rt, "alice", "strava")
+    if leave == "and come back":  # under the same number, on SQLite
+        connect(rt, sandbox, "alice")
+        sandbox.step(1)
+
+    pieces = [sent]
+    with pytest.raises(LifeloggerError, match="not whole"):
+        pieces.extend(content)
+
+    with pytest.raises(zipfile.BadZipFile):
+        zipfile.ZipFile(io.BytesIO(b"".join(pieces)))
+
+
+@pytest.mark.parametrize(
+    ("user_id", "name"),
+    [("alice", "lifelogger-alice.zip"), ('a/b"\r\n../é', "lifelogger-a_b_.._.zip"), ("x" * 200, None)],
+)
+def test_the_name_of_a_file_is_one_everywhere(user_id: str, name: str | None) -> None:
+    made = export.file_name(user_id)
+
+    assert name in (None, made)
+    assert re.fullmatch(r"lifelogger-[A-Za-z0-9._-]{1,100}\.zip", made)
+
+
 # The command -------------------------------------------------------------------------------------------
 
 
@@ -118,23 +271,55 @@ def command(*arguments: str) -> int | str | None:
     return end.value.code
 
 
+@pytest.mark.parametrize("form", ["zip", "jsonl"])
 def test_printing_and_writing_are_the_same(
-    rt: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    rt: Runtime, tmp_path: Path, capfdbinary: Any, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     monkeypatch.setattr(cli, "processwide", lambda: rt)
-    file = tmp_path / "alice.jsonl"
+    file = tmp_path / f"alice.{form}"
+
+    assert command("alice", "--format", form, "-o", "-") == 0
+    printed = capfdbinary.readouterr()
+    assert printed.err == b""
+    assert command("alice", "--format", form, "-o", str(file)) == 0
+    written = capfdbinary.readouterr()
+
+    assert file.read_bytes() == printed.out
+    assert written.out == b""
+    assert f"{export.size(rt, 'alice'):,} objects written to".encode() in written.err
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir() if "alice" in path.name] == [file.name]
+
+
+@ONCE
+def test_without_more_it_is_an_archive_in_this_folder(
+    rt: Runtime, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is there is somebody's copy of another day."""
+    monkeypatch.setattr(cli, "processwide", lambda: rt)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
 
     assert command("alice") == 0
-    printed = capsys.readouterr()
-    assert printed.err == ""
-    assert command("alice", "-o", str(file)) == 0
-    written = capsys.readouterr()
+    made = (folder / "lifelogger-alice.zip").read_bytes()
+    assert "records/strava-activities.jsonl" in zipfile.ZipFile(io.BytesIO(made)).namelist()
+    assert command("alice") == 1
+    assert "is there already" in capsys.readouterr().err
+    assert (folder / "lifelogger-alice.zip").read_bytes() == made
+    assert command("alice", "-o", "lifelogger-alice.zip") == 0
+    assert [path.name for path in folder.iterdir()] == ["lifelogger-alice.zip"]
 
-    assert file.read_text() == printed.out
-    assert written.out == ""
-    assert f"{len(printed.out.splitlines()):,} objects written to" in written.err
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert [path.name for path in tmp_path.iterdir() if "alice" in path.name] == ["alice.jsonl"]
+
+@ONCE
+def test_objects_a_line_are_printed(
+    rt: Runtime, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "processwide", lambda: rt)
+
+    assert command("alice", "--format", "jsonl") == 0
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert printed == list(export.objects(rt, "alice"))
 
 
 @ONCE
@@ -145,20 +330,20 @@ def test_an_interrupted_export_leaves_no_half_file(
     monkeypatch.setattr(cli, "processwide", lambda: rt)
     folder = tmp_path / "exports"
     folder.mkdir()
-    (folder / "alice.jsonl").write_text("the one before\n")
-    objects = export.objects
+    (folder / "alice.zip").write_text("the one before\n")
+    rows_of = export._rows
 
-    def half(rt: Runtime, user_id: str) -> Iterator[dict[str, Any]]:
-        for number, each in enumerate(objects(rt, user_id)):
+    def half(*arguments: Any) -> Iterator[dict[str, Any]]:
+        for number, each in enumerate(rows_of(*arguments)):
             if number == 5:
                 raise trouble
             yield each
 
-    monkeypatch.setattr(export, "objects", half)
+    monkeypatch.setattr(export, "_rows", half)
 
-    assert command("alice", "-o", str(folder / "alice.jsonl")) == status
-    assert [path.name for path in folder.iterdir()] == ["alice.jsonl"]
-    assert (folder / "alice.jsonl").read_text() == "the one before\n"
+    assert command("alice", "-o", str(folder / "alice.zip")) == status
+    assert [path.name for path in folder.iterdir()] == ["alice.zip"]
+    assert (folder / "alice.zip").read_text() == "the one before\n"
 
 
 @ONCE

@@ -297,6 +297,7 @@ SURFACE = {
         "changes",
         "cursor_since",
         "freshness",
+        "imports",
         "latest",
         "newest_cursor",
         "record_page",
@@ -312,6 +313,7 @@ SURFACE = {
         "Forged",
         "LifeloggerError",
         "LockLost",
+        "NotThere",
         "Refused",
         "SettingsError",
         "SignInAgain",
@@ -425,7 +427,14 @@ def test_the_signatures_of_the_client_are_these() -> None:
     ]
     assert list(inspect.signature(client.latest).parameters) == ["user_id", "kind", "runtime"]
     assert list(inspect.signature(client.freshness).parameters) == ["user_id", "runtime"]
-    assert list(inspect.signature(client.changes).parameters) == ["after", "limit", "user_id", "runtime"]
+    assert list(inspect.signature(client.imports).parameters) == ["user_id", "runtime"]
+    assert list(inspect.signature(client.changes).parameters) == [
+        "after",
+        "limit",
+        "user_id",
+        "connections",
+        "runtime",
+    ]
     assert list(inspect.signature(client.cursor_since).parameters) == ["user_id", "since", "runtime"]
     assert list(inspect.signature(client.newest_cursor).parameters) == ["runtime"]
     assert list(inspect.signature(client.request_sync).parameters) == ["user_id", "runtime"]

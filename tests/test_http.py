@@ -26,6 +26,7 @@ from lifelogger.errors import (
     AccountRefused,
     BudgetSpent,
     LifeloggerError,
+    NotThere,
     Refused,
     SignInAgain,
     Unavailable,
@@ -206,8 +207,8 @@ def test_redis_away_after_the_reply_loses_nothing(
     [
         (400, Refused),
         (403, Refused),
-        (404, Refused),
-        (410, Refused),
+        (404, NotThere),
+        (410, NotThere),
         (408, Unavailable),
         (425, Unavailable),
         (429, BudgetSpent),

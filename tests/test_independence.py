@@ -90,11 +90,16 @@ TROUBLES: dict[str, tuple[Trouble, str]] = {
     "refused": (lambda sandbox, one: sandbox.fault("*", provider=one, status=403), "deferred"),
     "revoked": (lambda sandbox, one: sandbox.revoke("alice", provider=one), "needs_reauth"),
 }
+IN_TURN = [
+    pytest.param(one, trouble, marks=[pytest.mark.slow] if (number - place) % len(PROVIDERS) else [])
+    for number, trouble in enumerate(TROUBLES)
+    for place, one in enumerate(PROVIDERS)
+]
+"""Each trouble at one provider, each provider in two; all others with the slow tests."""
 
 
 @ONCE
-@EACH
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize(("one", "trouble"), IN_TURN)
 def test_the_trouble_of_one_neither_stops_nor_delays_the_others(
     short: Runtime, sandbox: Control, one: str, trouble: str
 ) -> None:

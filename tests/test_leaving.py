@@ -32,6 +32,12 @@ EACH = pytest.mark.parametrize("provider", PROVIDERS)
 ONCE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
+@pytest.fixture
+def live(live: Runtime) -> Runtime:
+    """People with a short past: whoever leaves with five years of it leaves in the same way."""
+    return tuned(live, sync={"history_days": 14})
+
+
 def let_in(live: Runtime, sandbox: Control, provider: str, *people: str) -> list[dict[str, Any]]:
     lines = sandbox.connect(*people, provider=provider)
     import_lines(live, map(json.dumps, lines))

@@ -16,13 +16,14 @@ import pytest
 from fastapi import FastAPI
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 from starlette.testclient import TestClient
 
-from lifelogger import api_keys, mcp_server
+from lifelogger import api_keys, mcp_server, notices
 from lifelogger.connections import import_lines
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection, Stream
+from lifelogger.tokens import needs_reauth
 from lifelogger.web.app import create_app
 from lifelogger.web.login import login_token
 from tests.processes import ROOT
@@ -99,6 +100,10 @@ def test_what_is_new_is_told_once(rt: Runtime, ask: Ask) -> None:
 
     again = ask("whats_new", cursor=first["next"])
     assert (again["changes"], again["next"]) == ([], first["next"])
+    with rt.store.write() as db:
+        db.execute(update(Connection).values(needs_reauth("ended", NOW)))
+    notices.publish(rt)
+    assert ask("whats_new", cursor=first["next"])["changes"] == [], "how_fresh tells it"
 
     lose(rt, "ann", "1")
     write(rt, "bob", item(4))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,14 +19,15 @@ import requests
 from sqlalchemy import delete, select, update
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from lifelogger import client, notify
+from lifelogger import client, doctor, leaving, notices, notify, status
 from lifelogger.connections import import_lines
 from lifelogger.runtime import Runtime
 from lifelogger.status import as_json
 from lifelogger.store import feed
 from lifelogger.store.models import Endpoint, Record
-from tests.live import tuned
-from tests.test_changes import erase, item, lose, write
+from lifelogger.tokens import needs_reauth
+from tests.live import change, tuned
+from tests.test_changes import NOW, erase, item, lose, write
 
 SECRET, OLD_SECRET = notify.new_secret(), notify.new_secret()
 PASSWORD = "recognisable-password"
@@ -73,7 +76,7 @@ def serve() -> Iterator[Callable[[], Receiver]]:
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         servers.append(server)
         receiver.url = f"http://user:{PASSWORD}@127.0.0.1:{server.server_port}/hook"
         return receiver
@@ -131,9 +134,9 @@ def test_what_changed_is_sent_as_the_feed_has_it_without_the_payloads(
     notify.deliver(rt)
 
     expected = as_json(client.changes(runtime=rt).changes)
-    for change in expected:
-        if change["record"]:
-            del change["record"]["raw"]
+    for each in expected:
+        if each["record"]:
+            del each["record"]["raw"]
     assert receiver.changes == expected
     assert [change["action"] for change in expected] == ["upsert", "delete", "erase"]
 
@@ -363,6 +366,165 @@ def test_what_was_erased_before_it_was_told_is_told_as_an_erasure_only(
     assert [(change["action"], change["user_id"]) for change in receiver.changes] == [("erase", "ann")]
 
 
+# Signing in again -------------------------------------------------------------------------------------------
+
+
+def end(rt: Runtime, person: str, reason: str = "Strava has ended the authorisation") -> None:
+    """A sync finds that the person has to sign in again."""
+    change(rt, person, **needs_reauth(reason, rt.clock()))
+
+
+def sign_in(rt: Runtime, person: str) -> None:
+    line = {"user_id": person, "provider": "strava", "access_token": "b", "expires_at": 1900000000}
+    import_lines(rt, [json.dumps(line)])
+
+
+def bodies(receiver: Receiver) -> list[dict[str, Any]]:
+    return [json.loads(body) for _, body in receiver.got]
+
+
+def test_who_has_to_sign_in_again_is_a_message_of_its_own_in_its_place(
+    rt: Runtime, receiver: Receiver, now: list[datetime]
+) -> None:
+    write(rt, "ann", item(1), item(2))
+    end(rt, "bob")
+    notices.publish(rt)
+    write(rt, "ann", item(3))
+
+    notify.deliver(rt)
+
+    first, notice, last = bodies(receiver)
+    assert [each["external_id"] for each in first["data"]["changes"]] == ["1", "2"]
+    assert [each["external_id"] for each in last["data"]["changes"]] == ["3"]
+    assert notice == {
+        "type": "connection.sign_in_again",
+        "timestamp": now[0].isoformat(),
+        "data": {
+            "user_id": "bob",
+            "provider": "strava",
+            "reason": "Strava has ended the authorisation",
+            "next": str(int(first["data"]["next"]) + 1),
+        },
+    }
+    assert len(set(receiver.ids)) == 3
+    for headers, body in receiver.got:
+        Webhook(SECRET).verify(body, headers)
+
+
+def test_it_is_told_once_to_each_endpoint_for_each_time(
+    rt: Runtime, receiver: Receiver, serve: Callable[[], Receiver]
+) -> None:
+    another = serve()
+    both = pointed_at(rt, receiver, another)
+    notify.deliver(both)
+    for _ in range(2):
+        end(rt, "ann")
+        for _ in range(3):
+            notify.deliver(both)
+        sign_in(rt, "ann")
+        notify.deliver(both)
+
+    for each in (receiver, another):
+        assert [body["type"] for body in bodies(each)] == [
+            "connection.sign_in_again",
+            "connection.signed_in",
+        ] * 2
+
+
+@pytest.mark.parametrize("dies", ["before it is sent", "before it is written down"])
+def test_a_crash_neither_loses_it_nor_has_the_hook_called_twice(
+    rt: Runtime,
+    receiver: Receiver,
+    now: list[datetime],
+    monkeypatch: pytest.MonkeyPatch,
+    dies: str,
+) -> None:
+    """The hook and the endpoints have a mark each."""
+    told: list[notices.SignInNeeded] = []
+    host = ModuleType("host_of_this_test")
+    host.tell = told.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "host_of_this_test", host)
+    hooked = tuned(rt, hooks={"sign_in_again": "host_of_this_test:tell"})
+    end(rt, "ann")
+    notices.tell(hooked)
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        if dies == "before it is sent":
+            dying.setattr(notify.Session, "post", killed)
+        else:
+            dying.setattr(notify, "_advance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            notify.deliver(hooked)
+    now[0] += timedelta(minutes=1)
+    notify.deliver(hooked)
+    notices.tell(hooked)
+    notify.deliver(hooked)
+
+    assert len(told) == 1
+    assert {body["type"] for body in bodies(receiver)} == {"connection.sign_in_again"}
+    assert len(receiver.got) == (1 if dies == "before it is sent" else 2)
+    assert len(set(receiver.ids)) == 1, "it is the same message"
+
+
+def test_who_has_signed_in_before_it_could_be_told_is_not_told_to(
+    rt: Runtime, receiver: Receiver, now: list[datetime]
+) -> None:
+    end(rt, "ann")
+    receiver.answers = [(500, {})]
+    notify.deliver(rt)
+    sign_in(rt, "ann")
+    now[0] = row(rt).next_try_at
+    notify.deliver(rt)
+
+    assert [body["type"] for body in bodies(receiver)] == [
+        "connection.sign_in_again",
+        "connection.signed_in",
+    ]
+    assert receiver.ids[0] != receiver.ids[1]
+
+
+def test_who_was_erased_is_not_told_of(rt: Runtime, receiver: Receiver) -> None:
+    end(rt, "ann")
+    notices.publish(rt)
+    leaving.erase(rt, "ann")
+
+    notify.deliver(rt)
+
+    assert [(each["action"], each["user_id"]) for each in receiver.changes] == [("erase", "ann")]
+
+
+def test_a_change_in_between_does_not_mix_the_messages(
+    rt: Runtime, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is read again up to the notice, and a record of it has gone behind the notice meanwhile."""
+    write(rt, "ann", item(1), item(2))
+    end(rt, "bob")
+    notices.publish(rt)
+    changes, meanwhile = client.changes, [lambda: write(rt, "ann", item(2, "Evening"))]
+
+    def later(*arguments: Any, **options: Any) -> client.Changes:
+        page = changes(*arguments, **options)
+        if meanwhile:
+            meanwhile.pop()()
+        return page
+
+    monkeypatch.setattr(client, "changes", later)
+    notify.deliver(rt)
+
+    assert [body["type"] for body in bodies(receiver)] == [
+        "records.changed",
+        "connection.sign_in_again",
+        "records.changed",
+    ]
+    assert [each["external_id"] for body in bodies(receiver)[::2] for each in body["data"]["changes"]] == [
+        "1",
+        "2",
+    ]
+
+
 # What is told of it -----------------------------------------------------------------------------------------
 
 
@@ -376,23 +538,52 @@ def test_no_log_and_no_row_has_the_address_or_a_persons_data(
     notify.deliver(rt)
 
     assert "127.0.0.1 refuses it (500): tried again in" in caplog.text
-    for text in (caplog.text, repr(row(rt)), repr(rt.settings.notify), repr(notify.endpoints(rt))):
+    for text in (caplog.text, repr(row(rt)), repr(rt.settings.notify), repr(status.endpoints(rt))):
         for secret in (PASSWORD, "/hook", "recognisable title", "ann", SECRET):
             assert secret not in text
 
 
 def test_how_each_endpoint_stands(rt: Runtime, receiver: Receiver, now: list[datetime]) -> None:
     write(rt, "ann", item(1))
-    [before] = notify.endpoints(rt)
+    [before] = status.endpoints(rt)
     notify.deliver(rt)
-    [after] = notify.endpoints(rt)
+    [after] = status.endpoints(rt)
 
-    assert (before["behind"], before["delivered_at"]) == (True, None)
+    assert (before["behind"], before["behind_since"], before["delivered_at"]) == (True, NOW, None)
     assert after == {
         "host": "127.0.0.1",
         "delivered_at": now[0],
         "behind": False,
+        "behind_since": None,
         "failures": 0,
         "next_try_at": None,
         "reason": None,
+        "sentence": "Up to date.",
     }
+
+
+def test_an_endpoint_in_trouble_says_so_without_its_address(
+    rt: Runtime, receiver: Receiver, now: list[datetime]
+) -> None:
+    write(rt, "ann", item(1))
+    receiver.answers = [(500, {}), (500, {})]
+    for _ in range(2):
+        notify.deliver(rt)
+        now[0] = row(rt).next_try_at
+
+    [told] = status.overview(rt)["notify"]
+
+    again = status.moment(now[0], now[0])
+    since = status.moment(NOW, now[0])
+    assert told["sentence"] == (
+        f"It refuses it (500), 2 times in a row; tried again at {again}. "
+        f"It waits for what changed since {since}."
+    )
+    [found] = list(doctor.notify(rt))
+    assert found.ok is False
+    assert found.sentence == (
+        f"127.0.0.1: {told['sentence']} Is its address in notify.urls right, and does it answer 2xx?"
+    )
+    for text in (repr(told), repr(found)):
+        assert PASSWORD not in text
+        assert "/hook" not in text

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 
-from lifelogger import status
+from lifelogger import status, webhooks
 from lifelogger.budget import Usage
 from lifelogger.connections import add_user, import_lines
 from lifelogger.runtime import Runtime
 from lifelogger.settings import Settings
 from lifelogger.store import counts, feed
-from lifelogger.store.models import Connection, Quarantined, Record, Stream, SyncRun, Tick
+from lifelogger.store.models import Connection, Quarantined, Record, Stream, SyncRun, Tick, Webhook
 from tests.servers import RedisServer
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -199,6 +199,61 @@ def test_without_redis_the_budget_is_none_and_the_rest_is_told(
     assert status.overview(rt, budgets=False)["providers"]["strava"]["budget"] is None
 
 
+# Webhooks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "ok", "sentence"),
+    [
+        (None, None, "were not subscribed to yet: `lifelogger webhooks subscribe strava` does"),
+        (
+            {"fault": "Strava is down"},
+            False,
+            "failed: Strava is down. `lifelogger webhooks subscribe strava`",
+        ),
+        (
+            {"subscriptions": []},
+            False,
+            "0 of 1 subscription: `lifelogger webhooks subscribe strava` mends it",
+        ),
+        ({"callback": "https://elsewhere.example"}, False, "0 of 1 subscription"),
+        ({"expires_at": NOW.isoformat()}, False, "0 of 1 subscription"),
+        ({"expires_at": SOON.isoformat()}, True, "1 subscription, no event has come yet."),
+        ({"heard_at": NOW - timedelta(hours=1)}, True, "1 subscription, the last event came at 11:00 UTC."),
+    ],
+    ids=["unknown", "fault", "none", "elsewhere", "expired", "not yet", "heard"],
+)
+def test_it_says_how_webhooks_stand(
+    rt: Runtime, row: dict[str, Any] | None, ok: bool | None, sentence: str
+) -> None:
+    if row is not None:
+        callback = row.pop("callback", webhooks.callback(rt, "strava"))
+        one = {"id": 1, "topic": "push", "callback": callback, "expires_at": row.pop("expires_at", None)}
+        [one["topic"]] = rt.providers["strava"].webhook_topics(rt.settings.providers["strava"])
+        with rt.store.write() as db:
+            values = {"subscriptions": [one], "checked_at": NOW, **row}
+            db.execute(insert(Webhook).values(provider="strava", **values))
+
+    told = status.overview(rt)["providers"]["strava"]["webhooks"]
+
+    assert (told["ok"], told["wanted"]) == (ok, 1)
+    assert sentence in told["sentence"]
+
+
+def test_without_an_address_it_says_what_webhooks_need(
+    rt: Runtime, settings_env: Callable[..., Settings]
+) -> None:
+    both = {"strava": {"client_id": "7"}, "fitbit": {"client_id": "7"}}
+    real = dataclasses.replace(rt, settings=settings_env(providers=both))
+
+    providers = status.overview(real)["providers"]
+
+    assert providers["strava"]["webhooks"]["sentence"] == (
+        "No webhooks: set web.public_url to where the provider reaches this server."
+    )
+    assert "docs/webhooks.md" in providers["fitbit"]["webhooks"]["sentence"]
+
+
 # Sentences --------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +325,9 @@ def test_everything_about_one_user(rt: Runtime) -> None:
             "off_reason": None,
             "history_left_since": NOW - timedelta(days=9),
             "history_left_until": NOW,
+            "history_goes_to": NOW - timedelta(days=9),
+            "history_share": 0.0,
+            "records": 1,
         }
     ]
     assert [(run["outcome"], run["message"], run["requests"]) for run in user["runs"]] == [

@@ -6,25 +6,41 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import dramatiq
 import pytest
 import uvicorn
 from dramatiq.brokers.redis import RedisBroker
+from pydantic import SecretStr
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
 import lifelogger.broker
 from lifelogger import cli, leaving, sync, webhooks
 from lifelogger.broker import make_broker
+from lifelogger.connections import import_lines, note_hint, note_news
 from lifelogger.errors import Refused
+from lifelogger.providers.base import Event
 from lifelogger.runtime import Runtime
 from lifelogger.sandbox.server import listen, url_of
-from lifelogger.store.models import Connection, Receipt, Record
+from lifelogger.store.models import Connection, Receipt, Record, Stream
 from lifelogger.tokens import Tokens
 from lifelogger.web.app import create_app
-from tests.live import NOON, change, connect, connection, journal, stored, ticked, truth, tuned
+from tests.live import (
+    NOON,
+    change,
+    connect,
+    connection,
+    journal,
+    rows,
+    stored,
+    ticked,
+    truth,
+    tuned,
+)
 from tests.processes import worker
 from tests.sandbox.control import Control
 from tests.servers import wait_until
@@ -117,7 +133,7 @@ def test_what_was_ended_elsewhere_is_repaired(served: Runtime, sandbox: Control,
     connect(served, sandbox, "alice", provider=provider)
     made = webhooks.keep(served, provider)
     known = served.providers[provider]
-    known.unsubscribe(webhooks.asker(served, known), served.settings.providers[provider], made[0])
+    known.unsubscribe(webhooks.Asker(served, known), served.settings.providers[provider], made[0])
 
     again = webhooks.keep(served, provider)
 
@@ -207,6 +223,47 @@ def test_the_command_line_makes_shows_and_ends_them(
     assert call("subscribe", "nobody").startswith("refused: no provider")
 
 
+def google_account(rt: Runtime, account: Any) -> Runtime:
+    fitbit = rt.settings.providers["fitbit"].model_copy(
+        update={"service_account": SecretStr(json.dumps(account))}
+    )
+    settings = rt.settings.model_copy(update={"providers": {**rt.settings.providers, "fitbit": fitbit}})
+    return replace(rt, settings=settings)
+
+
+@ON_SQLITE
+def test_a_service_account_proves_itself_by_its_key(served: Runtime, sandbox: Control) -> None:
+    """RFC 7523: the sandbox has the public half, and gives a token for an hour."""
+    rt = google_account(served, sandbox.service_account())
+    sandbox.step(7200)  # on our clock, whatever the machine's says
+
+    (made,) = webhooks.keep(rt, "fitbit")
+
+    assert made.callback == webhooks.callback(rt, "fitbit")
+    asked = [each["route"] for each in sandbox.ledger()]
+    assert asked.count("POST /token") == asked.count("GET /v4/projects/{project}/subscribers") + 1
+    assert webhooks.remove(rt, "fitbit") == 1
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("wrong", ["another key", "another account", "no key"])
+def test_a_service_account_that_cannot_prove_itself_gets_nothing(
+    served: Runtime, sandbox: Control, wrong: str
+) -> None:
+    account, other = sandbox.service_account(), sandbox.service_account()
+    if wrong == "another account":
+        account["client_email"] = "nobody@sandbox.iam.gserviceaccount.com"
+    else:
+        account["private_key"] = other["private_key"] if wrong == "another key" else "-----BEGIN"
+
+    with pytest.raises(Refused) as refused:
+        webhooks.keep(google_account(served, account), "fitbit")
+
+    assert "PRIVATE" not in str(refused.value)
+    assert sandbox.webhooks("fitbit")["subscriptions"] == []
+    assert webhooks.known(served)["fitbit"]["fault"] == str(refused.value)
+
+
 # What an event costs -------------------------------------------------------------------------------
 
 
@@ -226,6 +283,25 @@ def test_an_activity_costs_one_request(served: Runtime, sandbox: Control) -> Non
     assert str(news) in stored(served, "alice")
     assert spent(sandbox, before) == ["GET /athlete/activities"]
     assert journal(served, "alice")[-1].trigger == "news"
+
+
+@ON_SQLITE
+def test_when_an_event_last_came_is_known_to_the_minute(served: Runtime, sandbox: Control) -> None:
+    """One row of all: a burst must not wait for it."""
+    connect(served, sandbox, "alice")
+    webhooks.keep(served, "strava")
+    assert webhooks.known(served)["strava"]["heard_at"] is None
+    seen = []
+    for number, seconds in enumerate((0, 59, 1), 1):
+        sandbox.step(seconds)
+        sandbox.add("alice")
+        delivered(sandbox, number=number)
+        seen.append(webhooks.known(served)["strava"]["heard_at"])
+
+    now = served.clock()
+    assert seen == [now - timedelta(minutes=1), now - timedelta(minutes=1), now]
+    webhooks.keep(served, "strava")
+    assert webhooks.known(served)["strava"]["heard_at"] == now
 
 
 NAMED = {
@@ -275,6 +351,245 @@ def test_a_poll_that_is_due_is_not_put_off_by_hints(served: Runtime, sandbox: Co
     ticked(served, "alice")
 
     assert len({*spent(sandbox, before)}) == 7
+
+
+# What lies below the look-back ----------------------------------------------------------------------
+
+
+def settle(rt: Runtime, sandbox: Control, provider: str = "strava") -> None:
+    """Alice is synced whole, webhooks are on, and the last look is long over."""
+    connect(rt, sandbox, "alice", provider=provider)
+    sync.run("alice", runtime=rt)
+    webhooks.keep(rt, provider)
+    sandbox.step(300)
+
+
+def look(rt: Runtime, sandbox: Control, number: int, provider: str = "strava") -> list[str]:
+    """Once so many events are delivered in all: what the look at them asks for."""
+    before = last(sandbox)
+    delivered(sandbox, provider, number)
+    sync.run("alice", "news", runtime=rt)
+    return spent(sandbox, before)
+
+
+LONG_AGO = NOON - timedelta(days=40)
+DETAIL, LIST = "GET /activities/{id}", "GET /athlete/activities"
+
+
+def test_an_old_activity_that_is_changed_or_deleted_costs_one_request(
+    served: Runtime, sandbox: Control
+) -> None:
+    old, gone = (sandbox.add("alice", start=LONG_AGO - timedelta(hours=each)) for each in (0, 5))
+    settle(served, sandbox)
+
+    sandbox.edit(old, fields={"name": "What it was"})
+    assert look(served, sandbox, 1) == [DETAIL]
+    sandbox.step(120)
+    sandbox.delete(gone)
+    assert look(served, sandbox, 2) == [DETAIL]
+
+    assert stored(served, "alice") == truth(sandbox, "alice")
+    assert stored(served, "alice")[str(old)]["name"] == "What it was"
+    changes = [(run.inserted, run.updated, run.deleted) for run in journal(served, "alice")[-2:]]
+    assert changes == [(0, 1, 0), (0, 0, 1)]
+    (emptied,) = [each for each in records(served, "alice") if each.external_id == str(gone)]
+    assert (emptied.title, emptied.raw, emptied.deleted_at) == (None, None, served.clock())
+    row = connection(served, "alice")
+    assert (row.news_at, row.news_streams, row.news_about) == (None, None, None)
+
+
+@ON_SQLITE
+def test_an_old_activity_that_is_uploaded_late_is_asked_for_once_the_list_has_not_shown_it(
+    served: Runtime, sandbox: Control
+) -> None:
+    settle(served, sandbox)
+
+    late = sandbox.add("alice", start=LONG_AGO)
+    assert look(served, sandbox, 1) == [LIST, DETAIL]
+
+    assert str(late) in stored(served, "alice")
+    assert stored(served, "alice") == truth(sandbox, "alice")
+
+
+@ON_SQLITE
+def test_the_one_that_was_asked_for_is_as_the_list_has_it(served: Runtime, sandbox: Control) -> None:
+    """Else whichever of both is read next would write it anew, and readers of changes would be told."""
+    old = sandbox.add("alice", start=LONG_AGO)
+    settle(served, sandbox)
+    sandbox.edit(old, fields={"name": "What it was"})
+    assert look(served, sandbox, 1) == [DETAIL]
+
+    sandbox.step(900)
+    runs = sync.run("alice", runtime=tuned(served, sync={"lookback_days": 60}))
+
+    assert LIST in [entry["route"] for entry in sandbox.ledger(person="alice")][-1:]
+    assert not any(run.counts.changed for run in runs)
+
+
+@ON_SQLITE
+def test_several_at_once_are_asked_for_one_by_one_and_paid_for_by_waiting(
+    served: Runtime, sandbox: Control
+) -> None:
+    three = [sandbox.add("alice", start=LONG_AGO - timedelta(days=each)) for each in range(3)]
+    settle(served, sandbox)
+
+    for each in three:
+        sandbox.edit(each, fields={"name": "What it was"})
+    assert look(served, sandbox, 3) == [DETAIL] * 3
+
+    assert stored(served, "alice") == truth(sandbox, "alice")
+    assert connection(served, "alice").hint_after == served.clock() + timedelta(minutes=3)
+
+
+@ON_SQLITE
+def test_whoever_names_more_has_the_list_read_and_ten_of_them(served: Runtime, sandbox: Control) -> None:
+    """What is stored does not grow with what is sent."""
+    settle(served, sandbox)
+    before = stored(served, "alice")
+    for number in range(1, 1001):
+        hint(served, "alice", [Event(owner_of(served), ("activities",), str(number))])
+
+    row = connection(served, "alice")
+    assert row.news_about == {"activities": {"items": [str(n) for n in range(1, 11)], "latest": True}}
+    started = last(sandbox)
+    sync.run("alice", "news", runtime=served)
+
+    assert spent(sandbox, started) == [LIST] + [DETAIL] * 10
+    assert stored(served, "alice") == before
+    assert connection(served, "alice").hint_after == served.clock() + timedelta(minutes=10)
+
+
+@ON_SQLITE
+def test_an_activity_of_somebody_else_is_not_taken(served: Runtime, sandbox: Control) -> None:
+    """A forger names one that everybody may see."""
+    settle(served, sandbox)
+    before = stored(served, "alice")
+    sandbox.fault(DETAIL, json={"id": 77, "athlete": {"id": 1}, "start_date": "2026-11-24T10:00:00Z"})
+    hint(served, "alice", [Event(owner_of(served), ("activities",), "77")])
+
+    sync.run("alice", "news", runtime=served)
+
+    assert journal(served, "alice")[-1].outcome == "ok"
+    assert stored(served, "alice") == before
+
+
+@ON_SQLITE
+def test_one_that_is_refused_switches_nothing_off(served: Runtime, sandbox: Control) -> None:
+    old = sandbox.add("alice", start=LONG_AGO)
+    settle(served, sandbox)
+    sandbox.edit(old, fields={"name": "What it was"})
+    delivered(sandbox)
+    sandbox.fault(DETAIL, status=403)
+
+    sync.run("alice", "news", runtime=served)
+
+    run = journal(served, "alice")[-1]
+    assert (run.outcome, run.message, run.requests) == ("ok", None, 1)
+    assert str(old) in stored(served, "alice")
+
+
+@ON_SQLITE
+def test_one_that_always_fails_is_given_up(served: Runtime, sandbox: Control) -> None:
+    """It may be forged; nobody's polls are stopped by it."""
+    old = sandbox.add("alice", start=LONG_AGO)
+    settle(served, sandbox)
+    hint(served, "alice", [Event(owner_of(served), ("activities",), str(old))])
+    sandbox.fault(DETAIL, times=None, status=500)
+
+    outcomes = []
+    for _ in range(4):
+        change(served, "alice", next_sync_at=served.clock())
+        outcomes += [run.outcome for run in ticked(served, "alice")]
+
+    assert outcomes == ["failed", "failed", "failed", "ok"]
+    assert connection(served, "alice").news_about is None
+
+
+@ON_SQLITE
+def test_a_wish_brings_the_old_ones_too(served: Runtime, sandbox: Control) -> None:
+    old = sandbox.add("alice", start=LONG_AGO)
+    settle(served, sandbox)
+    sandbox.edit(old, fields={"name": "What it was"})
+    delivered(sandbox)
+    note_news(served, "alice")
+
+    sync.run("alice", runtime=served)
+
+    assert stored(served, "alice") == truth(sandbox, "alice")
+
+
+OLD = {
+    "oura": [("daily_readiness", "GET /daily_readiness/{document}"), ("sleep", "GET /sleep/{document}")],
+    "fitbit": [
+        ("sleep", "GET /dataTypes/{type}/dataPoints:reconcile"),
+        ("exercise", "GET /dataTypes/{type}/dataPoints:reconcile"),
+        ("steps", "POST /dataTypes/{type}/dataPoints:dailyRollUp"),
+        ("weight", "GET /dataTypes/{type}/dataPoints:reconcile"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("provider", "stream", "route"), [(p, *each) for p in OLD for each in OLD[p]])
+def test_old_documents_and_points_cost_one_request(
+    served: Runtime, sandbox: Control, provider: str, stream: str, route: str
+) -> None:
+    """Oura names the document, Google the time that it is of."""
+    settle(served, sandbox, provider)
+    keys = [each["key"] for each in sandbox.items("alice", stream, provider=provider)]
+    changed, gone = keys[-5], keys[-25]
+    cursor = {each.name: each.cursor for each in rows(served, Stream.__table__, "alice")}
+
+    sandbox.change_item("alice", stream, changed, provider=provider, fields={"changed": True})
+    assert look(served, sandbox, 1, provider) == [route]
+    sandbox.step(120)
+    sandbox.change_item("alice", stream, gone, provider=provider, deleted=True)
+    assert look(served, sandbox, 2, provider) == [route]
+
+    counts = [(run.inserted, run.updated, run.deleted) for run in journal(served, "alice")[-2:]]
+    assert counts == [(0, 1, 0), (0, 0, 1)]
+    mine = [each.raw for each in records(served, "alice") if each.stream == stream and not each.deleted_at]
+    there = [each["item"] for each in sandbox.items("alice", stream, provider=provider)]
+    assert sorted(map(canonical, mine)) == sorted(map(canonical, there))
+    assert {each.name: each.cursor for each in rows(served, Stream.__table__, "alice")} == cursor
+
+
+@ON_SQLITE
+def test_a_span_that_reaches_into_the_look_back_is_read_with_it(served: Runtime, sandbox: Control) -> None:
+    settle(served, sandbox, "fitbit")
+    keys = [each["key"] for each in sandbox.items("alice", "sleep", provider="fitbit")]
+    sandbox.change_item("alice", "sleep", keys[40], provider="fitbit", fields={"changed": True})
+    delivered(sandbox, "fitbit")
+    span, unread = (LONG_AGO, served.clock()), backlogs(served)
+    hint(served, "alice", [Event(owner_of(served), ("sleep",), span=span)], "fitbit")
+    before = last(sandbox)
+
+    sync.run("alice", "news", runtime=served)
+
+    assert spent(sandbox, before)[:1] == ["GET /dataTypes/{type}/dataPoints:reconcile"]
+    assert journal(served, "alice")[-1].updated == 1
+    assert backlogs(served) == unread
+
+
+def backlogs(rt: Runtime) -> list[Any]:
+    return [(each.backlog_since, each.backlog_until) for each in rows(rt, Stream.__table__, "alice")]
+
+
+def records(rt: Runtime, user_id: str) -> list[Any]:
+    return rows(rt, Record.__table__, user_id)
+
+
+def canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def owner_of(rt: Runtime) -> str:
+    return str(connection(rt, "alice").provider_user_id)
+
+
+def hint(rt: Runtime, user_id: str, events: list[Event], provider: str = "strava") -> str | None:
+    """What a webhook that was believed writes down."""
+    with rt.store.write() as db:
+        return note_hint(db, provider, events, rt.clock())
 
 
 # What goes wrong on the way ------------------------------------------------------------------------
@@ -419,6 +734,157 @@ def test_who_only_seems_to_have_left_stays(served: Runtime, sandbox: Control) ->
     assert (row.status, row.deauthorised_at) == ("active", None)
 
 
+def test_who_left_and_was_found_out_before_the_event_came_is_gone_too(
+    served: Runtime, sandbox: Control
+) -> None:
+    """A poll met the dead grant first, and took it for one that has to be renewed: one token call tells."""
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    webhooks.keep(served, "strava")
+    sandbox.disturb_webhooks(late=60)
+    sandbox.revoke("alice")
+    sync.run("alice", runtime=served)
+    assert connection(served, "alice").status == "needs_reauth"
+
+    sandbox.step(60)
+    delivered(sandbox)
+    wait_until(lambda: connection(served, "alice").deauthorised_at, "the event")
+    before = max(each["id"] for each in sandbox.ledger())
+    leaving.end_deauthorised(served)
+
+    asked = [each["route"] for each in sandbox.ledger(after=before)]
+    assert asked == ["POST /oauth/token"]
+    with served.store.read() as db:
+        assert db.scalars(select(Connection.id)).all() == []
+        assert db.scalars(select(Record.id)).all() == []
+        assert db.scalars(select(Receipt.kind)).all() == ["deauthorised"]
+
+
+@ON_SQLITE
+def test_who_has_to_sign_in_again_has_not_left_because_somebody_says_so(
+    served: Runtime, sandbox: Control
+) -> None:
+    """Their grant lives: the pair that the proof brings is kept, and works when they come back."""
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    change(served, "alice", status="needs_reauth", next_sync_at=None)
+    sandbox.settings(provider="strava", rotate="always")
+    sandbox.step(1)
+    assert hint(served, "alice", [Event(owner_of(served), deauthorised=True)]) is None
+
+    assert leaving.end_deauthorised(served) == []
+
+    row = connection(served, "alice")
+    assert (row.status, row.deauthorised_at, row.news_at) == ("needs_reauth", None, None)
+    change(served, "alice", status="active", token_expires_at=NOON, next_sync_at=served.clock())
+    assert [run.outcome for run in sync.run("alice", runtime=served)] == ["ok"]
+
+
+@ON_SQLITE
+def test_nobody_is_erased_while_the_provider_cannot_be_asked(served: Runtime, sandbox: Control) -> None:
+    connect(served, sandbox, "alice")
+    sandbox.revoke("alice")
+    sync.run("alice", runtime=served)
+    sandbox.step(1)
+    hint(served, "alice", [Event(owner_of(served), deauthorised=True)])
+    sandbox.fault("POST /oauth/token", times=1, status=503)
+
+    assert leaving.end_deauthorised(served) == []
+    assert connection(served, "alice").deauthorised_at is not None
+    assert len(leaving.end_deauthorised(served)) == 1
+
+
+@ON_SQLITE
+def test_without_a_token_to_ask_with_nobody_is_taken_to_have_left(served: Runtime, sandbox: Control) -> None:
+    connect(served, sandbox, "alice")
+    change(served, "alice", status="needs_reauth", refresh_token=None, next_sync_at=None)
+    sandbox.step(1)
+    hint(served, "alice", [Event(owner_of(served), deauthorised=True)])
+
+    assert leaving.end_deauthorised(served) == []
+    assert connection(served, "alice").deauthorised_at is None
+
+
+# Whose account it is ---------------------------------------------------------------------------------
+
+IDENTITY = {"strava": "GET /athlete", "fitbit": "GET /identity", "oura": "GET /personal_info"}
+
+
+def connect_unnamed(rt: Runtime, sandbox: Control, person: str, provider: str, user_id: str) -> str:
+    """As an import without `provider_user_id`; returns that."""
+    (line,) = sandbox.connect(person, provider=provider)
+    name = str(line.pop("provider_user_id"))
+    import_lines(rt, [json.dumps({**line, "user_id": user_id})])
+    return name
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_an_account_that_was_imported_without_its_name_is_asked_for_it_once(
+    served: Runtime, sandbox: Control, provider: str
+) -> None:
+    """Else no webhook would find it."""
+    name = connect_unnamed(served, sandbox, "alice", provider, "alice")
+
+    for _ in range(3):
+        sync.run("alice", runtime=served)
+        sandbox.step(86_400)
+
+    assert connection(served, "alice").provider_user_id == name
+    routes = [each["route"] for each in sandbox.ledger(person="alice")]
+    assert sum(route.endswith(IDENTITY[provider].split()[1]) for route in routes) == 1
+
+
+def test_an_account_of_two_users_stays_with_the_first(served: Runtime, sandbox: Control) -> None:
+    """The second one is synced like before, and asks once a day."""
+    connect(served, sandbox, "alice")
+    connect_unnamed(served, sandbox, "alice", "strava", "again")
+
+    for _ in range(2):
+        assert [run.outcome for run in sync.run("again", runtime=served)] == ["ok"]
+        sandbox.step(900)
+
+    assert connection(served, "again").provider_user_id is None
+    assert stored(served, "again") == truth(sandbox, "alice")
+    assert [each["route"] for each in sandbox.ledger(person="alice")].count("GET /athlete") == 1
+
+
+@ON_SQLITE
+def test_who_cannot_be_asked_for_the_name_now_is_synced_all_the_same(
+    served: Runtime, sandbox: Control
+) -> None:
+    connect_unnamed(served, sandbox, "alice", "strava", "alice")
+    sandbox.fault("GET /athlete", status=503)
+
+    assert [run.outcome for run in sync.run("alice", runtime=served)] == ["ok"]
+    assert stored(served, "alice") == truth(sandbox, "alice")
+
+
+# What hints leave to people --------------------------------------------------------------------------
+
+
+@ON_SQLITE
+def test_hints_leave_half_of_the_reserve_to_people(served: Runtime, sandbox: Control) -> None:
+    """However many people a forger knows: "sync now" works when polls and hints have spent what is theirs."""
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    sandbox.limits(reads=(2000, 1000), overall=(9000, 9000))
+    outcomes = {}
+    for others in (850, 60):  # of a day's 1,000 polls may spend 800, and hints 900
+        sandbox.spend(others)
+        sync.run("alice", "asked", runtime=served)  # its reply tells of what others spent
+        sandbox.step(60)
+        change(served, "alice", next_sync_at=served.clock())
+        (poll,) = ticked(served, "alice")
+        hint(served, "alice", [Event(owner_of(served), ("activities",))])
+        change(served, "alice", next_sync_at=served.clock())
+        (hinted,) = sync.run("alice", "news", runtime=served)
+        (asked,) = sync.run("alice", runtime=served)
+        outcomes[others] = (poll.outcome, hinted.outcome, asked.outcome)
+
+    assert outcomes == {850: ("deferred", "ok", "ok"), 60: ("deferred", "deferred", "ok")}
+
+
 # With real processes -------------------------------------------------------------------------------
 
 
@@ -479,8 +945,9 @@ def test_ten_thousand_forged_calls_cost_one_look_a_minute(served: Runtime, sandb
 
     assert looks == 10
     requests = spent(sandbox, before)
-    assert set(requests) == {"GET /athlete/activities"}
-    assert len(requests) <= 1 + 1  # one, and one more as a minute went by
+    assert set(requests) == {LIST, DETAIL}
+    # The list and the two that are named; what that costs is waited for.
+    assert len(requests) <= 1 + 2
     assert stored(served, "alice") == records
     assert [row[:3] for row in connections(served)] == [row[:3] for row in seen]
 

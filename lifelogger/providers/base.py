@@ -214,6 +214,10 @@ class Event:
     """The provider's id of the person."""
     streams: tuple[str, ...] = ()
     """The streams that it is in; empty: it may be in any."""
+    item: str | None = None
+    """The external id of the item that it is about, for a provider that has `item`."""
+    span: tuple[datetime, datetime] | None = None
+    """The time [since, until) that its data are of. Without `item` and `span` it is of the latest."""
     deauthorised: bool = False
     """The person took the grant back, it says: the next request finds out."""
 
@@ -243,6 +247,9 @@ class Subscription:
 
 class Ask(Protocol):
     """Requests of the application itself, with no person's token. Raises `Wait` or `Refused`."""
+
+    @property
+    def now(self) -> datetime: ...
 
     def __call__(
         self,
@@ -316,6 +323,13 @@ class Provider(ABC):
         Ends when the window is complete; the last page's `reached` is then at or before
         `window.since`. Items outside the window may be among them: they were paid for.
         """
+
+    def item(self, http: Http, stream: Stream, external_id: str, owner: str | None) -> Json:
+        """One item as a list has it, for what a webhook names and no poll reads; costs one request.
+
+        None: the person (`owner` is the provider's id of them) has none of this key. Raises as `Http.get`.
+        """
+        raise Refused(f"{self.title} has no way to ask for one item")
 
     @abstractmethod
     def record(self, stream: Stream, item: Json) -> Record:

@@ -7,7 +7,6 @@ import binascii
 import hashlib
 import json
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -279,7 +278,7 @@ class Fitbit(Provider):
             owner, about = plain_id(data.get("healthUserId")), str(data.get("dataType")).replace("_", "-")
             streams = tuple(stream.name for stream in self.streams if SOURCES[stream.name].type == about)
             if owner is not None and streams:
-                events.append(Event(owner, streams))
+                events.append(Event(owner, streams, span=lived_in(data.get("intervals"))))
         return Heard(tuple(events), status=204, signature=signature)
 
     def webhook_keys(self, ask: Ask, settings: Endpoints) -> Json:
@@ -328,6 +327,21 @@ class Fitbit(Provider):
 
 
 # Webhooks
+
+
+def lived_in(intervals: Json) -> tuple[datetime, datetime] | None:
+    """The time that a notification's intervals span, a day wider: civil days are no days of UTC.
+
+    None: it tells none that can be read, so the news may be anywhere in the latest.
+    """
+    times = []
+    for each in listed(intervals):
+        try:
+            physical = part(each if isinstance(each, dict) else {}, "physicalTimeInterval")
+            times += [begun(physical, "startTime"), begun(physical, "endTime")]
+        except BadRecord:
+            return None
+    return (min(times) - DAY, max(times) + DAY) if times else None
 
 
 def check_signature(signature: str, body: bytes, keys: Json) -> None:
@@ -400,7 +414,7 @@ def account_of(ask: Ask, settings: Endpoints) -> dict[str, str]:
         account = None
     if not isinstance(account, dict):
         return {"Authorization": f"Bearer {secret}"}
-    now = int(time.time())
+    now = int(ask.now.timestamp())
     claims = {
         "iss": account.get("client_email"),
         "scope": "https://www.googleapis.com/auth/cloud-platform",

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
-from lifelogger.errors import BadRecord, Forged
+from lifelogger.errors import BadRecord, Forged, NotThere
 from lifelogger.providers.base import (
     Ask,
     Call,
@@ -138,6 +139,14 @@ class Oura(Provider):
                 return
             last = since
 
+    def item(self, http: Http, stream: Stream, external_id: str, owner: str | None) -> Json:
+        """A document by its id, in the list's own form; a token sees those of its person only."""
+        try:
+            found = http.get(f"/v2/usercollection/{stream.name}/{quote(external_id, safe='')}")
+        except NotThere:
+            return None
+        return None if deleted(found) else found
+
     def record(self, stream: Stream, item: Json) -> Record:
         """Normalise a document (specs: oura.openapi.json, `Public…`)."""
         if not isinstance(item, dict):
@@ -220,7 +229,8 @@ class Oura(Provider):
         if owner is None:
             raise Forged("it is nobody's")
         streams = [each.name for each in self.streams if each.name == event.get("data_type")]
-        return Heard((Event(owner, tuple(streams)),) if streams else (), signature=signature)
+        about = Event(owner, tuple(streams), plain_id(event.get("object_id")))
+        return Heard((about,) if streams else (), signature=signature)
 
     def subscriptions(self, ask: Ask, settings: Endpoints) -> list[Subscription]:
         found = ask("GET", settings.api_url + SUBSCRIPTIONS, headers=application(settings))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
-from lifelogger.errors import BadRecord, Forged, Unavailable
+from lifelogger.errors import BadRecord, Forged, NotThere, Refused, Unavailable
 from lifelogger.providers.base import (
     LONGEST,
     Ask,
@@ -46,6 +46,31 @@ SECOND = timedelta(seconds=1)
 MOST_EMPTY_STEPS = 5
 """Pages in a row that bring nothing older before we conclude that the list has no end: all of them would
 have to begin in one second, or be unreadable. Each costs a request that somebody else could use."""
+
+DETAIL_ONLY = frozenset(
+    (
+        "best_efforts",
+        "calories",
+        "description",
+        "elev_high",
+        "elev_low",
+        "embed_token",
+        "gear",
+        "hide_from_home",
+        "highlighted_kudosers",
+        "laps",
+        "leaderboard_opt_out",
+        "partner_brand_tag",
+        "photos",
+        "segment_efforts",
+        "segment_leaderboard_opt_out",
+        "similar_activities",
+        "splits_metric",
+        "splits_standard",
+        "stats_visibility",
+    )
+)
+"""What an activity that is asked for by its id has beyond those of the list."""
 
 TYPES = {
     "AlpineSki": "alpine_skiing",
@@ -159,6 +184,20 @@ class Strava(Provider):
             else:
                 number_of_page += 1
 
+    def item(self, http: Http, stream: Stream, external_id: str, owner: str | None) -> Json:
+        """An activity as the list has it, so that whichever of both is read next writes nothing anew.
+
+        Events are not signed, and name whatever their sender likes: an activity of somebody else, who lets
+        everybody see it, is none of this person's.
+        """
+        try:
+            found = http.get(f"/activities/{external_id}")
+        except NotThere:
+            return None
+        if not isinstance(found, dict):
+            raise Unavailable("the activity is not an object")
+        return summary(found) if whole_number(found.get("athlete")) == owner else None
+
     def record(self, stream: Stream, item: Json) -> Record:
         """Normalise a `SummaryActivity` (specs: strava.swagger.json)."""
         if not isinstance(item, dict):
@@ -218,6 +257,13 @@ class Strava(Provider):
         athlete = reply.get("athlete") if isinstance(reply, dict) else None
         return whole_number(athlete)
 
+    def account(self, http: Http) -> str | None:
+        """Asked of tokens that came without it: a sign-in tells it."""
+        try:
+            return whole_number(http.get("/athlete"))
+        except Refused:
+            return None
+
     # Webhooks: one subscription for the application, and events that are not signed.
 
     def webhook_topics(self, settings: Endpoints) -> tuple[str, ...]:
@@ -242,7 +288,8 @@ class Strava(Provider):
         left = isinstance(updates, dict) and str(updates.get("authorized")).lower() == "false"
         if event.get("object_type") == "athlete":
             return Heard((Event(owner, deauthorised=True),) if left else ())
-        return Heard((Event(owner, tuple(stream.name for stream in self.streams)),))
+        streams = tuple(stream.name for stream in self.streams)
+        return Heard((Event(owner, streams, whole_number({"id": event.get("object_id")})),))
 
     def subscriptions(self, ask: Ask, settings: Endpoints) -> list[Subscription]:
         found = ask("GET", f"{settings.api_url}/push_subscriptions", params=application(settings))
@@ -276,6 +323,16 @@ class Strava(Provider):
 def application(settings: Endpoints) -> dict[str, str]:
     """Who we are, where no person's token says so."""
     return {"client_id": settings.client_id, "client_secret": settings.client_secret.get_secret_value()}
+
+
+def summary(detail: Mapping[str, Json]) -> dict[str, Json]:
+    """A `DetailedActivity` as a `SummaryActivity`."""
+    found = {name: value for name, value in detail.items() if name not in DETAIL_ONLY}
+    course = found.get("map")
+    if isinstance(course, dict):
+        found["map"] = {**course, "resource_state": 2}
+        found["map"].pop("polyline", None)
+    return {**found, "resource_state": 2}
 
 
 def readable_start(item: Json) -> datetime | None:

@@ -19,15 +19,30 @@ DECISIONS = ("person", "grant", "deny")
 """Parameters of the query that are the person's, not the application's."""
 
 PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>Sandbox {title}: who are you?</title>
-<style>body{{font:16px/1.5 system-ui;max-width:44rem;margin:2rem auto;padding:0 1rem}}
-button{{font:inherit;margin:.15rem;padding:.2rem .7rem}} small{{color:#666}}</style>
+<link rel="icon" href="data:,">
+<style>
+body{{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}}
+fieldset{{border:1px solid #8888;border-radius:.5rem;margin:1.25rem 0;padding:.6rem 1rem .8rem;min-width:0}}
+.scope{{display:flex;gap:.5rem;align-items:baseline;overflow-wrap:anywhere}}
+.people{{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:.5rem}}
+button{{font:inherit;text-align:left;padding:.4rem .8rem;border:1px solid #8888;border-radius:.5rem}}
+button{{cursor:pointer}}
+small{{display:block;opacity:.7}}
+</style>
 <h1>Sandbox {title}</h1>
 <p>The application <b>{client}</b> asks to see a person's data. Nobody here is real: pick who you are.</p>
 <form method="get">{hidden}
-<p>{scopes}</p>
-<p>{people}</p>
+<fieldset><legend>It may see</legend>
+{scopes}
+</fieldset>
+<fieldset><legend>Agree as</legend>
+<div class="people">
+{people}
+</div>
+</fieldset>
 </form>
 <p><a href="?{deny}">Deny</a></p>
 </html>
@@ -83,8 +98,8 @@ class Consent:
             f'<input type="hidden" name="{escape(name)}" value="{escape(value)}">'
             for name, value in {**asked, "grant": ""}.items()
         )
-        boxes = "<br>".join(
-            f'<label><input type="checkbox" name="grant" value="{escape(scope)}" checked> '
+        boxes = "\n".join(
+            f'<label class="scope"><input type="checkbox" name="grant" value="{escape(scope)}" checked> '
             f"{escape(scope)}</label>"
             for scope in scopes
         )

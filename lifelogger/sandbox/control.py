@@ -70,6 +70,7 @@ def control_app(world: World) -> Starlette:
             _get("webhooks", control.webhooks),
             _post("webhooks", control.disturb_webhooks),
             _post("webhooks/forge", control.forge_webhooks),
+            _post("service-account", control.service_account),
             _post("people/{person}/revoke", control.revoke),
             _post("people/{person}/expire", control.expire),
             _get("ledger", control.ledger),
@@ -168,6 +169,12 @@ class Control:
         what = "update" if deleted is None else "delete" if deleted else "create"
         provider.hooks.happened(person, stream, key, what)
         return {"key": key, "item": item}
+
+    def service_account(self, params: Json, body: Json) -> Json:
+        """A new key of an account that acts for an application itself, as a provider's console gives it."""
+        _only(body, "provider", "client")
+        with self.world.state:
+            return self._provider(body).service_account(_text(body, "client", "sandbox"))
 
     def truth(self, params: Json, body: Json) -> list[Any]:
         """All activities that can be seen of a person now, private or not, newest first."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
 from random import Random
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -92,6 +93,7 @@ def sleeps(seed: int, person: Person, first: date, last: date, now: float) -> It
         yield from (sleep for sleep in found if sleep.end + 600 <= now and sleep.start >= person.joined)
 
 
+@lru_cache(4096)  # each list of it, of sleep or of what is judged by it, computes the same nights again
 def night(seed: int, person: Person, day: date) -> Sleep:
     """The night before a day: some go to bed after midnight, and no night overlaps another."""
     chance = Random(f"{seed}/night/{person.index}/{day}")

@@ -17,8 +17,9 @@ from typing import Any, ClassVar, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from lifelogger.sandbox import hooks
 from lifelogger.sandbox.calls import Call, Mistake, Reply, Route, bearer, json_reply, route
@@ -109,8 +110,16 @@ SUBSCRIBERS = "/v4/projects/{project}/subscribers"
 KEYS = "/googlehealthapi/webhooks/webhooks_public_keyset.json"
 KEY_ID = 1_790_000_001
 
+CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
+"""What a service account has to ask for, to manage subscribers."""
+
 SAMPLES = "heart-rate-samples"
 """The stream of `heart-rate` as a list; by its own name it is the roll-up."""
+
+
+def unpadded(text: str) -> bytes:
+    """What base64 for addresses says, without its padding (RFC 7515, 2)."""
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 def subscriber(about: hooks.Subscription) -> dict[str, Any]:
@@ -275,10 +284,55 @@ class Fitbit(Provider):
         An application's secret is taken for one: whose account it is cannot be known here.
         """
         word = bearer(call)
+        client, until = self.state.get("fitbit.service_tokens", {}).get(word, ("", 0))
+        if until > call.now:
+            return str(client)
         found = [client for client, secret in self.secrets.items() if secret == word]
         if not found or not word:
             raise Refusal(401, "no service account", self.failure(401))
         return found[0]
+
+    def service_account(self, client: str) -> dict[str, str]:
+        """The private half of a new key; the public one is kept."""
+        key, email = rsa.generate_private_key(65537, 2048), f"{token_hex(4)}@sandbox.iam.gserviceaccount.com"
+        public = key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        private = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        known = self.state.get("fitbit.service_accounts", {})
+        self.state.put("fitbit.service_accounts", {**known, email: [client, public.decode()]})
+        return {"type": "service_account", "client_email": email, "private_key": private.decode()}
+
+    def token(self, call: Call) -> Reply:
+        """As elsewhere; and for an account's signed claims (RFC 7523) a token of the project's own."""
+        if call.form.get("grant_type") != "urn:ietf:params:oauth:grant-type:jwt-bearer":
+            return super().token(call)
+        try:
+            client = self._vouched_for(call.form.get("assertion", ""), call.now)
+        except (InvalidSignature, LookupError, TypeError, ValueError) as error:
+            call.entry.note = f"assertion: {error or type(error).__name__}"
+            return self.denied(call, 400, "invalid_grant")
+        word, tokens = token_hex(20), self.state.get("fitbit.service_tokens", {})
+        self.state.put("fitbit.service_tokens", {**tokens, word: [client, call.now + 3600]})
+        return json_reply(200, {"access_token": word, "expires_in": 3600, "token_type": "Bearer"})
+
+    def _vouched_for(self, assertion: str, now: float) -> str:
+        """The application for which an account's claims speak. Raises what tells that they are none."""
+        said, _, signature = assertion.rpartition(".")
+        header, claims = (json.loads(unpadded(part)) for part in said.split("."))
+        client, public = self.state.get("fitbit.service_accounts", {})[claims["iss"]]
+        key = serialization.load_pem_public_key(public.encode())
+        assert isinstance(key, rsa.RSAPublicKey)
+        key.verify(unpadded(signature), said.encode(), padding.PKCS1v15(), hashes.SHA256())
+        if header != {"alg": "RS256", "typ": "JWT"} or claims["scope"] != CLOUD_PLATFORM:
+            raise ValueError("its header or its scope")
+        if not urlsplit(claims["aud"]).path.endswith("/token"):
+            raise ValueError("its audience")
+        if not (claims["iat"] - 60 <= now < claims["exp"] <= claims["iat"] + 3600):
+            raise ValueError("its time")
+        return str(client)
 
     def _subscribers(self, call: Call) -> Reply:
         mine = self.hooks.of(self._project(call))
@@ -343,15 +397,26 @@ class Fitbit(Provider):
     def hook_event(self, event: hooks.Event, to: hooks.Subscription) -> Any:
         if event.stream not in to.about:
             return None
-        span = {"startTime": utc(event.at - DAY_SECONDS), "endTime": utc(event.at)}
         data = {
             "version": "1",
             "healthUserId": health_id(event.person),
             "operation": "DELETE" if event.what == "delete" else "UPSERT",
             "dataType": event.stream,
-            "intervals": [{"physicalTimeInterval": span}],
+            "intervals": [{"physicalTimeInterval": self._lived(event)}],
         }
         return [{"data": data}]
+
+    def _lived(self, event: hooks.Event) -> dict[str, str]:
+        """When what an event is about was recorded; of a day, that day."""
+        try:
+            if event.stream == self.activity_stream:
+                lived = self.find(event.person, event.stream, event.key).value["exercise"]["interval"]
+                return {name: lived[name] for name in ("startTime", "endTime")}
+            day = datetime.fromisoformat(event.key[:10])
+            start = day.replace(tzinfo=ZoneInfo(event.person.timezone)).timestamp()
+        except (Mistake, ValueError):  # of what somebody forged
+            start = event.at - DAY_SECONDS
+        return {"startTime": utc(start), "endTime": utc(start + DAY_SECONDS)}
 
     def hook_headers(
         self, body: bytes, to: hooks.Subscription, now: float, *, forged: bool

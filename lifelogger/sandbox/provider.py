@@ -430,6 +430,10 @@ class Provider(ABC):
             return self._refresh(call, client)
         return self._deny(call, 400, "unsupported_grant_type", "unknown grant_type")
 
+    def service_account(self, client: str) -> dict[str, str]:
+        """A new key of an account that acts for an application. Raises `Mistake` where there are none."""
+        raise Mistake(f"{self.title} has no service accounts")
+
     def revoke(self, call: Call) -> Reply:
         """The end of a grant. An unknown token is answered like a known one (RFC 7009, 2.2)."""
         if call.token:

@@ -7,6 +7,7 @@ number and waits for nobody.
 
 A record has the number of its newest write only, so a reader sees each once in its latest state, however
 far behind it is. A deleted one keeps its row as a mark. Where rows go for good there is a mark of an erasure.
+A connection whose status changed has a number too; it gets it in a transaction that follows the change.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from lifelogger.store.models import Connection, Erasure, Feed, Record
 
@@ -49,6 +50,20 @@ def first_since(db: Database, user_id: str, since: datetime) -> int | None:
     return min(found, default=None)
 
 
+def first_after(db: Database, after: int) -> datetime | None:
+    """When the first change behind a number was written; None: there is none."""
+    firsts = (
+        select(column, at).where(column > after).order_by(column).limit(1)
+        for column, at in (
+            (Record.change, Record.updated_at),
+            (Erasure.change, Erasure.erased_at),
+            (Connection.status_change, Connection.status_at),
+        )
+    )
+    found = [row for query in firsts if (row := db.execute(query).first())]
+    return min(found)[1] if found else None
+
+
 def mark_erased(db: Database, user_id: str, provider: str | None, now: datetime) -> None:
     """Tell the readers that all records of a user are gone for good; of one provider, if it is named.
 
@@ -56,6 +71,48 @@ def mark_erased(db: Database, user_id: str, provider: str | None, now: datetime)
     """
     (change,) = take(db, 1)
     db.execute(insert(Erasure).values(change=change, user_id=user_id, provider=provider, erased_at=now))
+
+
+def number_statuses(db: Database, limit: int) -> int:
+    """Give a number to changes of a connection's status that have none yet; returns how many.
+
+    Not where the status changes: who stores many connections would lock some after the feed's row.
+    """
+    unnumbered = (Connection.status_at.is_not(None), Connection.status_change.is_(None))
+    waiting = db.scalars(
+        select(Connection.id)
+        .where(*unnumbered)
+        .order_by(Connection.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    if waiting:
+        numbers = take(db, len(waiting))
+        db.execute(
+            update(Connection)
+            .where(Connection.id == bindparam("which"))
+            .values(status_change=bindparam("number")),
+            [{"which": each, "number": number} for each, number in zip(waiting, numbers, strict=True)],
+        )
+    return len(waiting)
+
+
+def statuses(db: Database, after: int, until: int, limit: int, user_id: str | None = None) -> list[Any]:
+    """The connections whose status changed in (after, until], as they are now, at most `limit`."""
+    query = (
+        select(
+            Connection.status_change.label("change"),
+            Connection.user_id,
+            Connection.provider,
+            Connection.status,
+            Connection.status_reason,
+            Connection.status_at,
+        )
+        .where(Connection.status_change > after, Connection.status_change <= until)
+        .order_by(Connection.status_change)
+        .limit(limit)
+    )
+    return list(db.execute(query if user_id is None else query.where(Connection.user_id == user_id)))
 
 
 def read(

@@ -102,6 +102,9 @@ NEWS = text("next_sync_at IS NOT NULL AND news_at IS NOT NULL")
 ACTIVE = text("status = 'active'")
 LEFT = text("status = 'needs_reauth' AND deauthorised_at IS NOT NULL")
 UNTOLD = text("status = 'needs_reauth' AND told_at IS NULL")
+UNNUMBERED = text("status_at IS NOT NULL AND status_change IS NULL")
+NUMBERED = text("status_change IS NOT NULL")
+UNREAD = text("backlog_until IS NOT NULL")
 
 
 class Connection(Base):
@@ -125,6 +128,9 @@ class Connection(Base):
         Index("ix_connections_deauthorised", "id", sqlite_where=LEFT, postgresql_where=LEFT),
         Index("ix_connections_expires", "provider", "token_expires_at", sqlite_where=ACTIVE,
               postgresql_where=ACTIVE),
+        Index("ix_connections_unnumbered", "id", sqlite_where=UNNUMBERED, postgresql_where=UNNUMBERED),
+        Index("ix_connections_status_change", "status_change", unique=True, sqlite_where=NUMBERED,
+              postgresql_where=NUMBERED),
     )  # fmt: skip
 
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
@@ -145,6 +151,8 @@ class Connection(Base):
     news_at: Mapped[datetime | None]
     news_streams: Mapped[list[str] | None] = mapped_column(Payload, nullable=True)
     """The streams that the news is in, as a provider's webhooks named them; None: it may be in any."""
+    news_about: Mapped[dict[str, dict[str, Any]] | None] = mapped_column(Payload, nullable=True)
+    """Where in these streams, by name: `connections.narrowed`."""
     hint_after: Mapped[datetime | None]
     """Before that no webhook makes us look again, whoever sent it."""
     deauthorised_at: Mapped[datetime | None]
@@ -158,6 +166,10 @@ class Connection(Base):
     """When a sync last ended well."""
     told_at: Mapped[datetime | None]
     """When the host was told that the person has to sign in again; None: not yet, or they need not."""
+    status_at: Mapped[datetime | None]
+    """When the status last changed; None: it is as it was at first."""
+    status_change: Mapped[int | None] = mapped_column(BigInteger)
+    """The number of that change in the feed; None: there was none, or it has no number yet."""
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
 
@@ -170,7 +182,10 @@ class Stream(Base):
     """
 
     __tablename__ = "streams"
-    __table_args__ = (UniqueConstraint("connection_id", "name"),)
+    __table_args__ = (
+        UniqueConstraint("connection_id", "name"),
+        Index("ix_streams_unread", "connection_id", sqlite_where=UNREAD, postgresql_where=UNREAD),
+    )
 
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     connection_id: Mapped[int] = mapped_column(ForeignKey("connections.id", ondelete="CASCADE"))
@@ -349,6 +364,8 @@ class SyncRun(Base):
     updated: Mapped[int] = mapped_column(default=0)
     deleted: Mapped[int] = mapped_column(default=0)
     quarantined: Mapped[int] = mapped_column(default=0)
+    history_s: Mapped[float | None]
+    """How much of the past it read, in seconds of that past, all streams together; None: it did not end."""
 
 
 class Receipt(Base):
@@ -430,6 +447,8 @@ class Webhook(Base):
     checked_at: Mapped[datetime]
     fault: Mapped[str | None]
     """Why the last check did not end well."""
+    heard_at: Mapped[datetime | None]
+    """When an event was last believed, to the minute."""
 
 
 class WebhookCall(Base):

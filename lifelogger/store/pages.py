@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnClause, Connection, bindparam, delete, insert, literal_column, select, update
 
 from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import Record as Normal
@@ -17,7 +17,13 @@ from lifelogger.store import feed
 from lifelogger.store.engine import Store
 from lifelogger.store.models import Quarantined, Record
 
-VALUES = tuple(each.name for each in fields(Normal) if each.name != "external_id")
+COLUMNS = tuple(each.name for each in fields(Normal))
+VALUES = tuple(name for name in COLUMNS if name != "external_id")
+OVERWRITTEN: dict[str, ColumnClause[Any]] = {
+    name: literal_column(f"excluded.{name}")
+    for name in (*VALUES, "raw", "digest", "deleted_at", "updated_at", "change")
+}
+"""What a record that is there already takes from the new one; made once, since it costs as much as a page."""
 MOST_DEPTH = 500
 """Levels of nesting that we keep: Python reads and writes JSON by recursion, up to 1000 calls deep in all."""
 KEPT_OF_A_DELETED = {"kind", "ordered_at"}
@@ -101,7 +107,7 @@ def write_items(
     numbers = feed.take(db, len(changed)) if changed else ()
     rows = [
         {
-            **asdict(item.record),
+            **{name: getattr(item.record, name) for name in COLUMNS},
             "change": number,
             "connection_id": connection_id,
             "stream": stream,
@@ -116,10 +122,8 @@ def write_items(
     ]
     if rows:
         statement = store.insert(Record.__table__)
-        overwrite = (*VALUES, "raw", "digest", "deleted_at", "updated_at", "change")
         statement = statement.on_conflict_do_update(
-            index_elements=["connection_id", "stream", "external_id"],
-            set_={name: statement.excluded[name] for name in overwrite},
+            index_elements=["connection_id", "stream", "external_id"], set_=OVERWRITTEN
         )
         db.execute(statement, rows)
     counts = Counts(inserted=sum(item.external_id not in known for item in changed))

@@ -49,6 +49,13 @@ def needs(scope: str) -> Any:
     return Security(check, scopes=[scope])
 
 
+def needs_too(request: Request, scope: str) -> None:
+    """Refuse a key without the scope that a part of an answer asks for, besides the endpoint's own."""
+    key = key_of(request)
+    if key is not None and scope not in key.scopes:
+        raise HTTPException(403, f"This key has not the scope {scope}.")
+
+
 def of_everybody(request: Request) -> None:
     """Refuse a key that is for one user: this tells about all."""
     key = key_of(request)

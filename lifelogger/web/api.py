@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import AfterValidator, AwareDatetime
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
-from lifelogger import client, status
-from lifelogger.web.access import EVERYBODY, OneOrAll, needs
+from lifelogger import client, export, status
+from lifelogger.progress import Import
+from lifelogger.web.access import EVERYBODY, OneOrAll, needs, needs_too
 from lifelogger.web.render import Json
 from lifelogger.web.users import (
     Parts,
@@ -98,6 +100,26 @@ def records(
     return Json(page.records, headers=link)
 
 
+@router.get(
+    "/api/users/{user_id:user}/export",
+    dependencies=[needs("export")],
+    response_class=Response,
+    responses={
+        200: {
+            "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+            "description": "A ZIP: JSON Lines by kind, a README and a manifest with counts and SHA-256 sums. "
+            "One that broke off has no end, and cannot be opened.",
+        }
+    },
+)
+def export_user(rt: Rt, user_id: str) -> Any:
+    """All that is kept about a user as one archive, for them to take along; no token is in it."""
+    find(rt, user_id)
+    name = f'attachment; filename="{export.file_name(user_id)}"'
+    content = export.archive(rt, user_id)
+    return StreamingResponse(content, media_type="application/zip", headers={"content-disposition": name})
+
+
 @router.get("/api/users/{user_id:user}/latest", dependencies=[needs("read:records")])
 def latest(rt: Rt, user_id: str, kind: Text | None = None) -> Any:
     """The latest record of each stream of a user, of one kind or all, the newest first."""
@@ -110,6 +132,17 @@ def freshness(rt: Rt, user_id: str) -> Any:
     """How fresh each stream of a user is: as of when, whether more is on its way, or why it is not read."""
     find(rt, user_id)
     return Json(client.freshness(user_id, runtime=rt))
+
+
+@router.get(
+    "/api/users/{user_id:user}/imports",
+    dependencies=[needs("read:records")],
+    responses={200: {"model": list[Import]}},
+)
+def imports(rt: Rt, user_id: str) -> Any:
+    """How far each first import of a user is, and how long it still takes; without those that are done."""
+    find(rt, user_id)
+    return Json([asdict(each) for each in client.imports(user_id, runtime=rt)])
 
 
 @router.post("/api/users/{user_id:user}/sync", status_code=202, dependencies=[needs("sync")])
@@ -148,21 +181,29 @@ def runs(rt: Rt, user: OneOrAll, before: Annotated[int | None, Query(ge=1)] = No
 
 @router.get("/api/changes", dependencies=[needs("read:records")])
 async def changes(
+    request: Request,
     rt: Rt,
     watch: Annotated[Watch, Depends(of_watch)],
     user: OneOrAll,
     after: Text = "",
     limit: Limit = 100,
     wait: Annotated[float, Query(ge=0, le=MOST_WAIT_SECONDS)] = 0,
+    connections: bool = False,
 ) -> Any:
     """What changed since the cursor `after`, in order, of one user or all; ask again with `next`.
+
+    With `connections` also whose connection has to be signed in again, or was: for keys with `read:status`.
 
     Nothing is missed. When there is nothing yet, the answer comes as soon as there is, or after `wait`
     seconds. 410: the cursor is unknown, begin without one.
     """
+    if connections:
+        needs_too(request, "read:status")
     until = time.monotonic() + wait
     while True:
-        page = await run_in_threadpool(client.changes, after, limit=limit, user_id=user, runtime=rt)
+        page = await run_in_threadpool(
+            client.changes, after, limit=limit, user_id=user, connections=connections, runtime=rt
+        )
         if page.changes or not await watch.passed(int(page.next), until):
             return Json(page._asdict())
         after = page.next

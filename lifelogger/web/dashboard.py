@@ -38,8 +38,10 @@ from lifelogger.web.render import page
 log = logging.getLogger(__name__)
 
 PREFIX = "/dashboard"
-QUEUES = frozenset({"default", "schedule"})
+QUEUES = frozenset({"default", "now", "schedule", "notify"})
 """The queues of our actors, which this process does not import."""
+HEAD = b"<head>"
+VIEWPORT = b'<meta name="viewport" content="width=device-width, initial-scale=1">'
 NAVIGATION = b'<ul class="nav__items">'
 WAY_BACK = b'<li class="nav__items__item"><a href="/">lifelogger</a></li>'
 CSRF_COOKIE = "__dd_csrf"
@@ -88,7 +90,8 @@ class Dashboard:
         status, headers = started[0] if started else (404, [])
         if status >= 400:
             raise HTTPException(status, SENTENCES.get(status, "The dashboard refused that."))
-        response = Response(content.replace(NAVIGATION, NAVIGATION + WAY_BACK, 1), status)
+        content = content.replace(HEAD, HEAD + VIEWPORT, 1).replace(NAVIGATION, NAVIGATION + WAY_BACK, 1)
+        response = Response(content, status)
         for name, value in headers:
             if name.lower() == "set-cookie":
                 value = value.replace("Path=/", f"Path={PREFIX}; SameSite=Lax")

@@ -39,6 +39,8 @@ OPEN = frozenset({"/login", "/healthz", "/static/style.css", "/static/icon.svg"}
 """What anybody may see: none of it tells about users, connections or settings."""
 CALLED = "/webhooks/"
 """Where providers call, who have no session with us: each call proves itself."""
+OUTWARDS = "/connect/"
+"""Where a browser is sent on to a provider."""
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 MOST_BYTES = 64 * 1024
 """The longest body that is read."""
@@ -323,7 +325,10 @@ def enter(
         return explain(request, 429, str(refused), RETRY)
     if not right:
         return page("login.html", 403, next=local(next), wrong=True, signed_in=False)
-    response = RedirectResponse(local(next), 303)
+    response: Response = RedirectResponse(local(next), 303)
+    if local(next).startswith(OUTWARDS):
+        # Chromium holds `form-action` against each redirect that follows a form, and stays here silently.
+        response = page("going_on.html", next=local(next), refresh=0, refresh_to=local(next))
     response.set_cookie(
         COOKIE,
         door.open(),

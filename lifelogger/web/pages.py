@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Form, Query, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
-from lifelogger import status
+from lifelogger import connections, status
 from lifelogger.runtime import Runtime
 from lifelogger.web.connect import Outcome
 from lifelogger.web.health import REDIS_SENTENCE
@@ -69,24 +72,53 @@ def users(rt: Rt, search: Text = "", after: Text = "") -> Response:
     )
 
 
+@router.post("/users")
+def add_user(rt: Rt, user_id: Annotated[str, Form()] = "") -> Response:
+    """Add a user, unless there is one of that id, and go to the user's page, which offers to connect."""
+    if not connections.may_be_id(user_id):
+        raise HTTPException(422, f"A user's id has {connections.ID_RULE}.")
+    connections.add_user(rt, user_id)
+    return RedirectResponse(f"/users/{segment(user_id)}", 303)
+
+
 @router.get("/users/{user_id:user}")
-def user(rt: Rt, user_id: str, asked: Annotated[int | None, Query(ge=0, le=1000)] = None) -> Response:
+def user(
+    rt: Rt, user_id: str, asked: Annotated[int | None, Query(ge=0, le=1000)] = None, joined: bool = False
+) -> Response:
     """One user: each connection's state, what it holds, and its last syncs."""
     found = find(rt, user_id)
-    running = any(run["outcome"] == "running" for run in found["runs"])
     connected = {each["provider"] for each in found["connections"]}
     return page(
         "user.html",
         **found,
         now=rt.clock(),
         asked=asked,
+        joined=joined,
         titles=titles(rt),
         simulated=rt.settings.simulated,
+        missing={each["provider"]: not_granted(rt, each) for each in found["connections"]},
         offered=[name for name in rt.enabled() if name not in connected],
         here=segment(f"/users/{segment(user_id)}"),
-        refresh=REFRESH_SOON_SECONDS if asked or running else REFRESH_SECONDS,
+        refresh=REFRESH_SOON_SECONDS if asked or is_moving(found, rt.clock()) else REFRESH_SECONDS,
         refresh_to=f"/users/{segment(user_id)}",
     )
+
+
+def not_granted(rt: Runtime, connection: Mapping[str, Any]) -> list[str]:
+    """The scopes of an active connection that are asked for and were not granted."""
+    offered = rt.enabled().get(connection["provider"])
+    if offered is None or connection["status"] != "active":
+        return []
+    return [scope for scope in offered.scopes if scope not in connection["scopes"]]
+
+
+def is_moving(user: Mapping[str, Any], now: datetime) -> bool:
+    """Whether a sync runs, or one that somebody waits for is about to."""
+    due = any(
+        each["news_at"] and each["next_sync_at"] and each["next_sync_at"] <= now
+        for each in user["connections"]
+    )
+    return due or any(run["outcome"] == "running" for run in user["runs"])
 
 
 def told(request: Request, outcome: Outcome) -> Response:
@@ -97,8 +129,9 @@ def told(request: Request, outcome: Outcome) -> Response:
 @router.post("/users/{user_id:user}/sync")
 def sync(rt: Rt, health: Parts, user_id: str) -> Response:
     """Ask for a sync, and go back to the user's page, which says so."""
-    asked = ask_for_sync(rt, health, user_id).connections
-    return RedirectResponse(f"/users/{segment(user_id)}?asked={asked}", 303)
+    wish = ask_for_sync(rt, health, user_id)
+    joined = "&joined=1" if wish.runs else ""
+    return RedirectResponse(f"/users/{segment(user_id)}?asked={wish.connections}{joined}", 303)
 
 
 @router.get("/users/{user_id:user}/leave")

@@ -18,9 +18,7 @@ from markupsafe import Markup
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from lifelogger.status import as_json, brought, count, moment
-
-UNITS = (("year", 31_536_000), ("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1))
+from lifelogger.status import UNITS, as_json, brought, count, moment, span
 
 TITLES = {
     400: "That cannot be read",
@@ -94,15 +92,6 @@ def _time(instant: datetime, words: str) -> Markup:
     return Markup('<time datetime="{0}" title="{0}">{1}</time>').format(instant.isoformat(), words)
 
 
-def span(seconds: float) -> str:
-    """A duration as people say it, in its largest unit."""
-    for unit, length in UNITS:
-        # Two days at least: "yesterday" may be anything from a minute to two days.
-        if seconds >= (2 * length if unit in ("year", "day") else length):
-            return count(int(seconds // length), unit)
-    return "under a second"
-
-
 def per(seconds: int) -> str:
     """The length of a budget's window: `15 minutes`, `day`."""
     for unit, length in UNITS[1:]:
@@ -121,8 +110,15 @@ def segment(text: str) -> str:
     return quote(text, safe="")
 
 
+def scope(text: str) -> str:
+    """A scope as people read it: of one that is an address, what stands behind the last slash."""
+    return text.rsplit("/", 1)[-1] if "://" in text else text
+
+
 templates = Environment(
     loader=PackageLoader("lifelogger.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
     lstrip_blocks=True,
 )  # fmt: skip
-templates.filters |= {each.__name__: each for each in (ago, brought, clock, count, per, segment, span, took)}
+templates.filters |= {
+    each.__name__: each for each in (ago, brought, clock, count, per, scope, segment, span, took)
+}

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from queue import Queue
@@ -79,6 +79,7 @@ BROKEN_REPLIES: tuple[dict[str, Any], ...] = (
     {"size": 600_000},
     {"redirect": "https://example.org/"},
 )
+NO_ITEMS: tuple[Any, ...] = (None, 7, "x", [], {}, [[[]]], {"id": {"a": 1}})
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,10 @@ class Contract(ABC):
     def cost(self) -> int:
         """The documented cost of a poll without news, in requests."""
         return self.provider.poll_cost(self.live.settings.providers[self.provider.name])
+
+    def some(self, cases: Sequence[Any]) -> Sequence[Any]:
+        """All where a poll is one request; each third where it is many, and all with the slow tests."""
+        return cases if self.cost == 1 else cases[::3]
 
     def connect(self, *people: str, **grant: Any) -> list[dict[str, Any]]:
         return connect_at(self.live, self.sandbox, *people, provider=self.provider.name, **grant)
@@ -264,6 +269,23 @@ class Contract(ABC):
                 assert {key for key, at in there.items() if at >= since} <= shown | rest, stream.name
                 assert below[-1].reached is not None
                 assert below[-1].reached <= since
+
+    def test_an_item_that_is_asked_for_is_as_the_list_has_it(self) -> None:
+        """`item`: else whichever of both comes next is taken for an edit. What is not there is None."""
+        if type(self.provider).item is Provider.item:
+            pytest.skip(f"{self.provider.title}'s webhooks name no items")
+        (line,) = self.connect("alice")
+        http, owner = self.http(line["access_token"]), line["provider_user_id"]
+        for stream in self.streams:
+            item, gone = (each["item"] for each in self.items(stream.name)[-2:])
+            key = self.provider.external_id(stream, item)
+            assert key is not None
+            assert self.provider.item(http, stream, key, owner) == item, stream.name
+
+            missing = self.provider.external_id(stream, gone)
+            assert missing is not None
+            self.alter(stream.name, self.items(stream.name)[-1]["key"], deleted=True)
+            assert self.provider.item(http, stream, missing, owner) is None, stream.name
 
     def test_a_first_import_stores_exactly_what_is_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Promise 6: every item of every list once, over many pages, its payload equal in meaning."""
@@ -453,13 +475,20 @@ class Contract(ABC):
         assert (run.counts.deleted, run.counts.quarantined) == (0, 1)
 
     def test_an_item_that_is_none_costs_nothing_but_itself(self) -> None:
+        self.costs_nothing_but_itself(self.some(NO_ITEMS))
+
+    @pytest.mark.slow
+    def test_each_item_that_is_none_costs_nothing_but_itself(self) -> None:
+        self.costs_nothing_but_itself(NO_ITEMS)
+
+    def costs_nothing_but_itself(self, items: Sequence[Any]) -> None:
         self.connect("alice")
         name = self.streams[0].name
         victim = self.items(name)[1]
         self.imported()
         self.live = tuned(self.live, sync=LAST_WEEK)
         rest = in_order(each["item"] for each in self.items(name) if each["key"] != victim["key"])
-        for raw in (None, 7, "x", [], {}, [[[]]], {"id": {"a": 1}}):
+        for raw in items:
             self.alter(name, victim["key"], raw=raw)
 
             run = self.synced()
@@ -473,11 +502,18 @@ class Contract(ABC):
 
     def test_a_broken_reply_is_tried_again_later_and_costs_nothing_that_is_stored(self) -> None:
         """Promise 12: failed with a reason and a time; whole the next time."""
+        self.is_tried_again_later(self.some(BROKEN_REPLIES))
+
+    @pytest.mark.slow
+    def test_each_broken_reply_is_tried_again_later_and_costs_nothing_that_is_stored(self) -> None:
+        self.is_tried_again_later(BROKEN_REPLIES)
+
+    def is_tried_again_later(self, replies: Sequence[dict[str, Any]]) -> None:
         self.live = tuned(self.live, http={"max_bytes": 500_000})
         self.connect("alice")
         self.imported()
         self.live = tuned(self.live, sync=LAST_WEEK)
-        for broken in BROKEN_REPLIES:
+        for broken in replies:
             before = self.stored()
             self.sandbox.step(QUARTER)
             self.fault(times=1, **broken)

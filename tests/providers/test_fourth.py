@@ -49,6 +49,7 @@ from lifelogger.sandbox.days import days
 from lifelogger.sandbox.ledger import PAGE, READ, TOKEN
 from lifelogger.sandbox.people import Activity, Person
 from lifelogger.sandbox.server import Sandbox
+from lifelogger.settings import known_providers
 from tests.conftest import world
 from tests.processes import ROOT
 from tests.providers.contract import LIFE_DAYS, Contract, Listed
@@ -185,10 +186,15 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         f"[lifelogger.sandbox]\nscale = {__name__}:SimulatedScale\n"
     )
     monkeypatch.syspath_prepend(info.parent)
-    providers.registry.cache_clear()
+    forget_what_was_found()
     yield info.parent
     monkeypatch.undo()
+    forget_what_was_found()
+
+
+def forget_what_was_found() -> None:
     providers.registry.cache_clear()
+    known_providers.cache_clear()
 
 
 def endpoints_at(url: str) -> dict[str, Any]:

@@ -168,6 +168,10 @@ class Control:
 
     # The clock
 
+    def service_account(self, provider: str = "fitbit", client: str = "sandbox") -> Json:
+        """A new key of an account that acts for an application, as the provider's console gives it."""
+        return self.post("service-account", provider=provider, client=client)
+
     def now(self) -> float:
         return float(self.get("clock")["now"])
 

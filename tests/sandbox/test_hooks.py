@@ -63,7 +63,7 @@ class Application:
 @pytest.fixture
 def application() -> Iterator[Application]:
     made = Application()
-    thread = threading.Thread(target=made.server.serve_forever, daemon=True)
+    thread = threading.Thread(target=made.server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield made
     made.server.shutdown()

@@ -30,9 +30,15 @@ def connect(rt: Runtime, user_id: str, **values: Any) -> int:
     import_lines(rt, [json.dumps(line)])
     with rt.store.write() as db:
         connection: int = db.execute(select(Connection.id).where(Connection.user_id == user_id)).scalar_one()
-        if values:
-            db.execute(update(Connection).where(Connection.id == connection).values(values))
+    if values:
+        change(rt, connection, **values)
     return connection
+
+
+def change(rt: Runtime, connection: int, **values: Any) -> None:
+    """Write into a connection."""
+    with rt.store.write() as db:
+        db.execute(update(Connection).where(Connection.id == connection).values(values))
 
 
 def ran(rt: Runtime, connection: int, **values: Any) -> None:

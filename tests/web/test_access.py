@@ -12,11 +12,13 @@ from dramatiq.brokers.redis import RedisBroker
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from lifelogger import api_keys
+from lifelogger import api_keys, notices
 from lifelogger.runtime import Runtime
 from lifelogger.store import Store
+from lifelogger.tokens import needs_reauth
 from lifelogger.web.app import create_app
 from lifelogger.web.login import MOST_ATTEMPTS
+from tests.live import change
 from tests.web.people import connect, ran, recorded
 from tests.web.test_guard import addresses
 
@@ -27,9 +29,11 @@ SCOPED = {
         "GET /api/users/ann/records",
         "GET /api/users/ann/latest",
         "GET /api/users/ann/freshness",
+        "GET /api/users/ann/imports",
         "GET /api/changes",
     ],
     "read:status": ["GET /api/status", "GET /api/users", "GET /api/users/ann", "GET /api/runs"],
+    "export": ["GET /api/users/ann/export"],
     "sync": ["POST /api/users/ann/sync"],
     "erase": [
         "GET /api/receipts/{number}",
@@ -127,6 +131,29 @@ def test_what_tells_about_several_tells_a_key_for_one_about_theirs(show: Show, p
         assert {run["user_id"] for run in program.get(f"/api/runs{suffix}").json()} == {"ann"}
         changes = program.get(f"/api/changes{suffix}").json()["changes"]
         assert [change["user_id"] for change in changes] == ["ann"]
+
+
+def test_what_became_of_connections_needs_the_scope_for_the_status(
+    show: Show, people: None, runtime: Runtime
+) -> None:
+    change(runtime, "ann", **needs_reauth("ended", runtime.clock()))
+    change(runtime, "bob", **needs_reauth("ended", runtime.clock()))
+    notices.publish(runtime)
+
+    def told(client: TestClient, query: str = "?connections=true") -> list[tuple[str, str]] | int:
+        reply = client.get(f"/api/changes{query}")
+        if reply.status_code != 200:
+            return reply.status_code
+        return [(each["action"], each["user_id"]) for each in reply.json()["changes"]]
+
+    records = [("upsert", "ann"), ("upsert", "bob")]
+    ends = [("sign_in_again", "ann"), ("sign_in_again", "bob")]
+    of_records, of_status = show("read:records"), show("read:status")
+    of_both = show("read:records", "read:status")
+    assert told(of_records, "") == told(of_both, "") == records
+    assert told(of_records) == told(of_status) == 403
+    assert told(of_both) == records + ends
+    assert told(show("read:records", "read:status", user_id="ann")) == [records[0], ends[0]]
 
 
 def test_a_key_for_a_user_whose_id_has_a_slash(show: Show, runtime: Runtime) -> None:

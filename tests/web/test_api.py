@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import time
+import zipfile
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from unittest.mock import ANY
@@ -15,7 +19,7 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from lifelogger import client as library
-from lifelogger import status
+from lifelogger import export, status
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection
 from lifelogger.web import waiting
@@ -43,10 +47,10 @@ def test_the_status_is_that_of_the_command_line(client: TestClient, runtime: Run
 
 def test_users_and_a_user_are_those_of_status(client: TestClient, runtime: Runtime) -> None:
     for user_id in ("ann", "bob"):
-        ran(
-            runtime,
-            connect(runtime, user_id, wait_reason="spent", next_sync_at=runtime.clock() + timedelta(days=1)),
-        )
+        later = runtime.clock() + timedelta(days=1)
+        connection = connect(runtime, user_id, wait_reason="spent", next_sync_at=later)
+        ran(runtime, connection)
+        read_stream(runtime, connection)
     assert client.get("/api/users").json() == status.as_json(status.users(runtime))
     assert client.get("/api/users?after=ann").json() == status.as_json(status.users(runtime, after="ann"))
     assert client.get("/api/users?search=b").json() == status.as_json(status.users(runtime, search="b"))
@@ -82,6 +86,32 @@ def test_records_can_be_chosen(client: TestClient, runtime: Runtime) -> None:
     (record,) = client.get("/api/users/ann/records?kind=sleep").json()
     assert record["raw"] == {"id": "sleep"}
     assert datetime.fromisoformat(record["start_at"]).utcoffset() == timedelta(0)
+
+
+def test_an_import_is_told_until_it_is_done(client: TestClient, runtime: Runtime) -> None:
+    now, connection = runtime.clock(), connect(runtime, "ann")
+    reached, goes_to = now - timedelta(days=25), now - timedelta(days=100)
+    read_stream(runtime, connection, cursor=now, backlog_since=goes_to, backlog_until=reached)
+    recorded(runtime, connection)
+    ran(runtime, connection, requests=7)
+
+    [told] = client.get("/api/users/ann/imports").json()
+
+    assert told == {
+        "provider": "strava",
+        "reached": reached.isoformat(),
+        "goes_to": goes_to.isoformat(),
+        "share": 0.25,
+        "records": 1,
+        "requests": 7,
+        "left_s": None,
+    }
+    [of_user] = client.get("/api/users/ann").json()["connections"]
+    assert {name: of_user["import"][name] for name in told} == told
+    model = client.get("/api/openapi.json").json()["components"]["schemas"]["Import"]
+    assert set(model["properties"]) == set(told)
+    assert client.get("/api/status").json()["importing"] == 1
+    assert client.get("/api/users/nobody/imports").status_code == 404
 
 
 def test_a_text_that_is_no_unicode_is_no_error(client: TestClient, runtime: Runtime) -> None:
@@ -260,8 +290,78 @@ def test_who_would_be_one_too_many_does_not_wait(monkeypatch: pytest.MonkeyPatch
 # The schema -----------------------------------------------------------------------------------------------
 
 
+def test_everything_of_a_user_is_one_archive(client: TestClient, runtime: Runtime) -> None:
+    recorded(runtime, connect(runtime, "a/b"))
+    recorded(runtime, connect(runtime, "ann"))
+
+    reply = client.get("/api/users/a%2Fb/export")
+
+    assert reply.headers["content-type"] == "application/zip"
+    assert reply.headers["content-disposition"] == 'attachment; filename="lifelogger-a_b.zip"'
+    assert reply.headers["cache-control"] == "no-store"
+    archive = zipfile.ZipFile(io.BytesIO(reply.content))
+    assert archive.testzip() is None
+    manifest = json.loads(archive.read("manifest.json"))
+    assert (manifest["user"], manifest["format"]) == ("a/b", 1)
+    told = [json.loads(archive.read(each["name"]).splitlines()[0]) for each in manifest["files"][:2]]
+    assert told == [
+        {key: value for key, value in each.items() if key != "object"}
+        for each in list(export.objects(runtime, "a/b"))[:2]
+    ]
+    assert client.get("/api/users/nobody/export").status_code == 404
+
+
+def test_an_archive_is_sent_as_it_is_read_and_holds_no_connection_meanwhile(
+    app: FastAPI, runtime: Runtime, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded(runtime, connect(runtime, "ann"))
+    steps: list[str] = []
+    held: list[int] = []
+    archive = export.archive
+
+    def watched(*arguments: Any) -> Iterator[bytes]:
+        for number, some in enumerate(archive(*arguments)):
+            steps.append(f"made {number}")
+            yield some
+
+    monkeypatch.setattr(export, "archive", watched)
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body" and message.get("more_body"):
+            await asyncio.sleep(0)
+            held.append(runtime.store.engine.pool.checkedout())  # type: ignore[attr-defined]
+            steps.append(f"sent {len(held) - 1}")
+
+    async def receive() -> Any:
+        await asyncio.sleep(3600)
+
+    headers = [(b"host", b"127.0.0.1"), (b"authorization", f"Bearer {token}".encode())]
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/api/users/ann/export",
+        "raw_path": b"/api/users/ann/export",
+        "query_string": b"",
+        "headers": headers,
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+    asyncio.run(app(scope, receive, send))
+
+    assert steps == [f"{what} {number}" for number in range(len(held)) for what in ("made", "sent")]
+    assert len(held) > 5
+    assert not any(held)
+
+
 def test_the_schema_is_there_for_who_is_logged_in(client: TestClient) -> None:
-    assert set(client.get("/api/openapi.json").json()["paths"]) == {
+    paths = client.get("/api/openapi.json").json()["paths"]
+    exported = paths["/api/users/{user_id}/export"]["get"]
+    assert set(exported["responses"]["200"]["content"]) == {"application/zip"}
+    assert exported["security"] == [{"key": ["export"]}]
+    assert set(paths) == {
         "/healthz",
         "/api/status",
         "/api/users",
@@ -269,6 +369,8 @@ def test_the_schema_is_there_for_who_is_logged_in(client: TestClient) -> None:
         "/api/users/{user_id}/records",
         "/api/users/{user_id}/latest",
         "/api/users/{user_id}/freshness",
+        "/api/users/{user_id}/imports",
+        "/api/users/{user_id}/export",
         "/api/users/{user_id}/sync",
         "/api/users/{user_id}/connections/{provider}",
         "/api/receipts/{number}",

@@ -72,7 +72,7 @@ def test_it_shows_the_queues_of_actors_that_this_process_has_not_loaded(
     page = client.get("/dashboard/")
     assert page.status_code == 200
     assert "/dashboard/queues/default" in page.text
-    assert "/dashboard/queues/schedule" in page.text
+    assert all(f"/dashboard/queues/{name}" in page.text for name in ("now", "schedule", "notify"))
     assert "sync_user_data(&#39;ann&#39;)" in client.get("/dashboard/queues/default").text
 
 

@@ -22,6 +22,8 @@ def ann(runtime: Runtime) -> None:
 def test_a_button_ends_a_connection_after_a_question(client: TestClient, runtime: Runtime, ann: None) -> None:
     assert 'href="/users/ann/leave"' in client.get("/users/ann").text
     page = client.get("/users/ann/leave").text
+    assert 'href="/api/users/ann/export"' in page
+    assert 'href="/api/users/ann/export"' in client.get("/users/ann").text
     assert "Disconnect Strava Deletes 2 records for good, and revokes the authorisation there." in text(page)
     assert "http-equiv" not in page
 

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -221,6 +222,17 @@ def test_one_comes_back_to_where_one_wanted_to_go(anonymous: TestClient, token: 
     assert 'name="next" value="/users/a%2Fb?asked=1"' in form.text
     reply = anonymous.post("/login", data={"token": token, "next": "/users/a%2Fb?asked=1"})
     assert reply.headers["location"] == "/users/a%2Fb?asked=1"
+
+
+def test_who_goes_on_to_a_provider_is_not_redirected_by_the_form(anonymous: TestClient, token: str) -> None:
+    """Chromium lets no redirect that follows a form leave for where `form-action` does not allow forms."""
+    there = "/connect/strava?user=a%2Fb&next=%2Fusers%2Fa%252Fb"
+    reply = anonymous.post("/login", data={"token": token, "next": there})
+    assert reply.status_code == 200
+    assert COOKIE in reply.cookies
+    assert "form-action 'self'" in reply.headers["content-security-policy"]
+    assert f'content="0; url={escape(there)}"' in reply.text
+    assert f'<a href="{escape(there)}">' in reply.text
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import timedelta
 from html import unescape
 from typing import Any
 
 import pytest
 from dramatiq.brokers.redis import RedisBroker
+from fastapi import FastAPI
 from sqlalchemy import insert
 from starlette.testclient import TestClient
 
+from lifelogger import status, webhooks
 from lifelogger.connections import add_user
 from lifelogger.runtime import Runtime
 from lifelogger.status import moment
-from lifelogger.store.models import Tick
+from lifelogger.store.models import Endpoint, Tick
 from lifelogger.web import render
-from tests.web.people import ACCESS_TOKEN, REFRESH_TOKEN, connect, ran, read_stream, recorded
+from lifelogger.web.app import create_app
+from tests.live import tuned
+from tests.web.people import ACCESS_TOKEN, REFRESH_TOKEN, change, connect, ran, read_stream, recorded
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
@@ -80,6 +85,49 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"next_sync_at": timedelta(minutes=9)}, "Up to date; due again at"),
     ({}, "Due: the next tick takes it"),
 ]
+
+
+def test_an_import_has_a_bar_and_a_sentence_without_scripts(client: TestClient, runtime: Runtime) -> None:
+    now, connection = runtime.clock(), connect(runtime, "ann")
+    left = {"backlog_since": now - timedelta(days=100), "backlog_until": now - timedelta(days=25)}
+    read_stream(runtime, connection, cursor=now, **left)
+    for minutes, days in ((40, 10), (20, 5)):
+        ended = now - timedelta(minutes=minutes)
+        ran(runtime, connection, started_at=ended, ended_at=ended, history_s=days * 86400, requests=4)
+
+    page = client.get("/users/ann").text
+
+    assert '<progress max="1" value="0.25"' in page
+    assert (
+        f"The past is here back to {left['backlog_until']:%Y-%m-%d}, and goes back to "
+        f"{left['backlog_since']:%Y-%m-%d} (25 %): 0 records for 8 requests. It takes about 10 hours more."
+    ) in text(page)
+    assert 'http-equiv="refresh"' in page
+    assert "Still importing their past: 1 connection." in text(client.get("/").text)
+
+
+def test_webhooks_in_and_out_say_how_they_stand(
+    app: FastAPI, client: TestClient, runtime: Runtime, broker: RedisBroker, visit: Callable[..., TestClient]
+) -> None:
+    webhooks.note_fault(runtime, "strava", "Strava refused it (403)")
+    url = "https://user:hush-password@other.example/hush-path"
+    told = tuned(runtime, notify={"urls": (url,)})
+    digest = status.digest_of(url)
+    then = runtime.clock() + timedelta(minutes=5)
+    with runtime.store.write() as db:
+        row = {"cursor": 0, "failures": 3, "next_try_at": then, "reason": "refuses it (500)"}
+        db.execute(insert(Endpoint).values(digest=digest, created_at=then, **row))
+
+    page = visit(create_app(told, broker)).get("/").text
+
+    assert "Whom we tell of changes" in page
+    assert "other.example It refuses it (500), 3 times in a row; tried again at " in text(page)
+    assert "The last check of its webhooks failed: Strava refused it (403). `lifelogger webhooks" in text(
+        page
+    )
+    assert "hush" not in page
+    assert digest not in page
+    assert "Whom we tell of changes" not in client.get("/").text
 
 
 def test_each_state_is_a_sentence(client: TestClient, runtime: Runtime) -> None:
@@ -161,6 +209,52 @@ def test_sync_now_tells_a_worker(client: TestClient, runtime: Runtime, broker: R
     client.post("/users/ann/sync")
     (message,) = broker.client.hvals(f"{runtime.settings.redis.prefix}:now.msgs")
     assert b'"actor_name":"sync_user_now","args":["ann","asked"]' in message
+
+
+def test_sync_now_says_which_run_it_joins(client: TestClient, runtime: Runtime) -> None:
+    ran(runtime, connect(runtime, "ann"), outcome="running", ended_at=None)
+    reply = client.post("/users/ann/sync")
+    said = text(client.get(reply.headers["location"]).text)
+    assert "1 connection will look. A sync that is running now looks again before it ends." in said
+
+
+def test_the_page_looks_often_while_something_is_about_to_come(client: TestClient, runtime: Runtime) -> None:
+    def seconds() -> str:
+        return re.findall(r'http-equiv="refresh" content="(\d+)', client.get("/users/ann").text)[0]
+
+    connection = connect(runtime, "ann")  # is due, and somebody waits for it
+    assert seconds() == "5"
+    change(runtime, connection, next_sync_at=runtime.clock() + timedelta(minutes=10))
+    assert seconds() == "30"
+    ran(runtime, connection, outcome="running", ended_at=None)
+    assert seconds() == "5"
+
+
+def test_what_was_not_granted_can_be_asked_for_again(client: TestClient, runtime: Runtime) -> None:
+    connection = connect(runtime, "ann", scopes=["read"])
+    page = client.get("/users/ann").text
+    assert "Granted read; not activity:read_all ( connect again )" in text(page)
+    assert '<a href="/connect/strava?user=ann&amp;next=%2Fusers%2Fann">connect' in page
+    change(runtime, connection, scopes=["read", "https://api.example.com/auth/activity:read_all"])
+    assert "Granted read, activity:read_all;" in text(client.get("/users/ann").text)
+    change(runtime, connection, scopes=["read", "activity:read_all"])
+    assert "connect again" not in text(client.get("/users/ann").text)
+
+
+@pytest.mark.parametrize("user_id", ["ann", "a/b ü"])
+def test_a_user_is_added_on_the_page(client: TestClient, user_id: str) -> None:
+    for _ in range(2):  # who is there already is shown
+        reply = client.post("/users", data={"user_id": user_id})
+        assert reply.status_code == 303
+        page = client.get(reply.headers["location"])
+        assert f"<h1>{user_id}</h1>" in page.text
+
+
+@pytest.mark.parametrize("user_id", ["", "a\x00b", "a\n", "\x7f", "x" * 201])
+def test_what_cannot_be_an_id_is_refused_in_words(client: TestClient, user_id: str) -> None:
+    reply = client.post("/users", data={"user_id": user_id})
+    assert reply.status_code == 422
+    assert "1 to 200 printable characters" in reply.text
 
 
 def test_sync_now_says_when_there_is_nothing_to_sync(client: TestClient, runtime: Runtime) -> None:
