@@ -56,9 +56,9 @@ LEFT_BY_HINTS = 0.5
 """The part of the reserve that hints leave to people: many of them, of many people, may be forged."""
 TRIES_OF_NAMED = 3
 """Failures in a row until what webhooks name is no longer asked for: it may be what fails, and be forged."""
-LONGEST_HISTORY = timedelta(minutes=1)
-"""How long one sync reads on in a connection's past: a worker that does can serve nobody else, and the
-user's news waits for the lock."""
+LONGEST_HISTORY = timedelta(seconds=20)
+"""How long one sync reads on in a connection's past: a worker that does can serve nobody else, and where all do,
+who has just connected waits; the user's own news waits for the lock."""
 
 
 class TakenOver(LifeloggerError):

@@ -207,6 +207,10 @@ class Person:
         lines = self.card(title).splitlines()
         return int(lines[lines.index("Holds") + 1].split()[0].replace(",", ""))
 
+    def imported(self) -> float:
+        """How much of the past is here, as the first bar on the page shows it."""
+        return float(self.driver.execute_script("return document.querySelector('progress')?.value ?? 0"))
+
     def runs(self) -> list[list[str]]:
         """The table of runs: when, provider, outcome, what it brought, …"""
         rows = "[...document.querySelectorAll('tbody tr')]"
@@ -289,6 +293,9 @@ def test_the_life_of_a_connection(application: Application, person: Person) -> N
         person.sees("Connect", "Last runs")
         gate.wait_until_reached(seconds=PATIENCE_SECONDS)
         some = person.wait(lambda: person.holds("Oura"), "the first records")
+        person.sees("Import of the past", "back to")
+        part = person.wait(person.imported, "how far the import is")
+        assert 0 < part < 1
         person.wait(lambda: person.runs() and "running" in person.runs()[0][2], "the run that brings them")
         person.click("Sync now")
         person.sees("Asked for a sync: 1 connection will look.", "A sync that is running now looks again")

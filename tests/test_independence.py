@@ -316,13 +316,13 @@ def test_who_has_no_history_left_is_done_before_anothers_is_read(
 def test_history_is_not_read_for_long_at_a_time(
     live: Runtime, sandbox: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slow cloud with years to tell keeps a worker, and its user's news, for a minute and a page."""
+    """A slow cloud with years to tell keeps a worker, and its user's news, for 20 seconds and a page."""
     monkeypatch.setattr(strava, "LARGEST_PAGE", 10)
     write = Sweep._store
 
     def slow(self: Sweep, page: Any) -> None:
         write(self, page)
-        CLOCK.step(25)
+        CLOCK.step(8)
 
     monkeypatch.setattr(Sweep, "_store", slow)
     connect(live, sandbox, "alice")
@@ -384,7 +384,7 @@ def test_first_imports_end_although_polls_could_use_the_whole_budget(
 
 
 @ONCE
-def test_all_streams_together_have_the_same_minute(
+def test_all_streams_together_have_the_same_seconds(
     live: Runtime, sandbox: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose pages are few each: one stream's two, one of the next, and no more."""
@@ -393,7 +393,7 @@ def test_all_streams_together_have_the_same_minute(
     def slow(self: Sweep, page: Any) -> None:
         write(self, page)
         pages.append(self.stream.name)
-        CLOCK.step(25)
+        CLOCK.step(8)
 
     monkeypatch.setattr(Sweep, "_store", slow)
     connect(live, sandbox, "alice", provider="oura")
