@@ -445,6 +445,7 @@ def test_the_settings_are_these() -> None:
         "schedule": ["sync", "refresh_tokens", "revoke", "tidy", "notify", "news", "webhooks", "reserve"],
         "sync": [
             "interval_seconds",
+            "longest_days",
             "lookback_days",
             "history_days",
             "history_pages",

@@ -155,6 +155,8 @@ class Connection(Base):
     """When a sync last ended well."""
     told_at: Mapped[datetime | None]
     """When the host was told that the person has to sign in again; None: not yet, or they need not."""
+    habits: Mapped[bytes | None]
+    """When news of theirs come: see `lifelogger.habits`."""
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
 
@@ -398,6 +400,33 @@ class Tick(Base):
     fired_at: Mapped[datetime]
     planned: Mapped[int | None]
     """How many users' syncs it sent; None: it died before it sent any."""
+
+
+class Pace(Base):
+    """How a provider's requests are spent: see `lifelogger.pacing`."""
+
+    __tablename__ = "paces"
+
+    provider: Mapped[str] = mapped_column(String(50), primary_key=True)
+    price: Mapped[float] = mapped_column(default=0.0)
+    """The hours that news must be spared from waiting by one request; 0: there are enough for everybody."""
+    rate: Mapped[float] = mapped_column(default=1.0)
+    """News a day of the average connection."""
+    hours: Mapped[list[float] | None] = mapped_column(Payload, nullable=True)
+    """Their shares of the hours of the people's day; None: not known."""
+    curve: Mapped[list[float] | None] = mapped_column(Payload, nullable=True)
+    """Polls that are best made in each hour of the day, in UTC; None: spread evenly."""
+    wanted: Mapped[float] = mapped_column(default=0.0)
+    """Requests a day that are worth the price ..."""
+    offered: Mapped[float] = mapped_column(default=0.0)
+    """... and that polls may spend."""
+    longest_s: Mapped[float] = mapped_column(default=0.0)
+    """How long nobody should be left unpolled."""
+    priced_at: Mapped[datetime | None]
+    heard_at: Mapped[datetime | None]
+    """When a webhook last brought us to news."""
+    deaf: Mapped[bool] = mapped_column(default=False)
+    """Webhooks that used to come have stopped."""
 
 
 class Webhook(Base):

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import RedirectResponse, Response
 
-from lifelogger import status
+from lifelogger import plans, status
 from lifelogger.runtime import Runtime
 from lifelogger.web.connect import Outcome
 from lifelogger.web.health import REDIS_SENTENCE
@@ -54,6 +54,12 @@ def overview(rt: Rt, health: Parts) -> Response:
     )
 
 
+@router.get("/plan")
+def plan(rt: Rt) -> Response:
+    """What the next ticks will do, and why."""
+    return page("plan.html", **plans.overall(rt), refresh=REFRESH_SECONDS)
+
+
 @router.get("/users")
 def users(rt: Rt, search: Text = "", after: Text = "") -> Response:
     """Users by id, one page of them."""
@@ -79,6 +85,7 @@ def user(rt: Rt, user_id: str, asked: Annotated[int | None, Query(ge=0, le=1000)
         "user.html",
         **found,
         now=rt.clock(),
+        why={each["provider"]: each["why"] for each in plans.of_user(rt, user_id)},
         asked=asked,
         titles=titles(rt),
         simulated=rt.settings.simulated,
