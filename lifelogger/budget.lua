@@ -1,12 +1,14 @@
 -- Request budgets, counted in one atomic step. Called by budget.py, which says what the words mean.
 --
 -- KEYS[i] is the root of the i-th pool's keys, ARGV[1] the call as JSON; the answer is JSON. Beneath a root lie
---   :meta                     a hash: since, run, low, high, closed, limit:SECONDS, opened:SECONDS
+--   :meta                     a hash: since, run, low, high, closed, urgent_since, limit:SECONDS,
+--                             opened:SECONDS
 --   :flight                   a sorted set: tickets by the end of their lease
 --   :untold                   the same of requests that ended without telling the count: by the end of the lease if
 --                             there was no answer, else by when the answer came
 --   :SECONDS:START            the count of the window that begins at START
 --   :SECONDS:START:told       a hash: most, taken (what replies said of it)
+--   :urgent:SECONDS:START     how many requests of it went to webhooks and people
 -- Instants are epoch seconds: of a window on the provider's clock, all others on ours.
 
 local UNSURE = 1    -- seconds between the provider's clock and ours, before a reply told
@@ -156,18 +158,63 @@ local function compare(pool, low, high)
   end)
 end
 
+-- What others may want of a whole window: the share that the call names, or where whole days were watched as
+-- much as they used of late, and half of it again, if that is less.
+local WATCHED = 7
+local function urgent(pool, seconds, start)
+  return string.format('%s:urgent:%d:%d', pool.root, seconds, start)
+end
+
+local function reserve(pool, w)
+  local most = math.floor(call.leave_share * w.limit)
+  if most == 0 or w.seconds < 86400 then return most end
+  local since, sum, windows = tonumber(pool.meta.urgent_since) or now, 0, 0
+  for back = 1, WATCHED do
+    local start = w.start - back * w.seconds
+    if start - pool.low < since then break end
+    sum = sum + (tonumber(redis.call('GET', urgent(pool, w.seconds, start))) or 0)
+    windows = windows + 1
+  end
+  if windows == 0 then return most end
+  local mean = sum / windows
+  return math.min(most, math.ceil(1.5 * mean + 2 * math.sqrt(mean)))
+end
+
+-- Which part of a window is still to come.
+local function ahead(pool, w)
+  return math.max(0, math.min(1, 1 - (now + pool.low - w.start) / w.seconds))
+end
+
 -- How many requests background work leaves in the window: `leave` (unless others have nothing to spend there) and
--- `leave_share` of it, with `pace` (seconds between two rounds of it) what belongs to the time that is still to come.
--- Second: when one more fits.
+-- of the reserve what belongs to the time to come, with `pace` (seconds between two rounds of it) that of the rest
+-- as well. Second: when one more fits.
 local function held(pool, w)
-  local leave, opens = math.floor(call.leave_share * w.limit), w.opens
+  local kept = reserve(pool, w)
+  local leave, opens = math.floor(kept * ahead(pool, w)), w.opens
+  if kept > 0 and w.count < w.limit then  -- it flows back as time passes
+    opens = math.min(opens, w.start - pool.low + w.seconds * (1 - (w.limit - w.count) / kept))
+  end
   if call.pace then
     local elapsed = now + pool.low - w.start
-    local spendable = (1 - call.leave_share) * w.limit
-    opens = math.min(opens, w.start - pool.low + (w.count + 1) * w.seconds / spendable - call.pace)
+    local spendable = w.limit - kept * ahead(pool, w)
+    opens = math.min(w.opens, w.start - pool.low + (w.count + 1) * w.seconds / spendable - call.pace)
     leave = w.limit - spendable * math.min(1, (elapsed + call.pace) / w.seconds) - 0.000001  -- of rounding
   end
   return (pool.own and 0 or call.leave) + leave, math.max(opens, now)
+end
+
+-- Count a request of somebody who leaves nothing to others: so much is kept for the like.
+local function watch(pool)
+  pool.meta.urgent_since = pool.meta.urgent_since or stamp(now)
+  if call.leave_share > 0 then return end
+  for _, limit in ipairs(pool.limits) do
+    if limit.seconds >= 86400 then
+      local start = math.floor((now + (pool.low + pool.high) / 2) / limit.seconds) * limit.seconds
+      local key = urgent(pool, limit.seconds, start)
+      redis.call('INCR', key)
+      redis.call('EXPIRE', key, (WATCHED + 2) * limit.seconds)
+    end
+  end
 end
 
 local verbs = {}
@@ -210,6 +257,7 @@ function verbs.take()
   if not refusal then
     for _, charge in ipairs(charged) do keep(charge[1], charge[2], charge[2].count + 1) end
     for _, pool in ipairs(pools) do
+      watch(pool)
       redis.call('ZADD', pool.flight, stamp(now + call.lease), call.id)
       redis.call('EXPIRE', pool.flight, math.ceil(2 * call.lease))
     end
@@ -308,6 +356,7 @@ function verbs.windows()
       found[#found + 1] = {
         pool = i, window = j, start = w.start, stop = w.stop, limit = w.limit, used = w.count,
         known = not w.unknown, flying = flying(pool), opens = stamp(w.opens), closed = pool.meta.closed,
+        reserve = reserve(pool, w), held = math.floor(reserve(pool, w) * ahead(pool, w)),
       }
     end
   end

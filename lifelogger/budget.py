@@ -108,6 +108,10 @@ class Window:
     """How many requests may go out now, as far as this window is concerned."""
     closed_until: datetime | None
     """Set while the provider refuses requests of this pool, whatever was counted."""
+    reserve: int = 0
+    """How many requests of the whole window others may want ..."""
+    held: int = 0
+    """... and of them those that are kept for the rest of it."""
 
 
 class Budget:
@@ -148,11 +152,12 @@ class Budget:
     ) -> Ticket:
         """Charge one request to every window of `pools`.
 
-        `leave` requests (except in the pools that are one's `own`), and this share of each window's limit (0
-        to 1), must remain afterwards: what background work keeps free for others. With `pace` (the seconds
-        between two rounds of that work) the rest is spread evenly over each window: of half a day half may be
-        spent, and one round's worth ahead. Raises `BudgetSpent`, or `CountUnknown`, having charged nothing;
-        its `until` is when the last of the windows that refuse has opened.
+        `leave` requests (except in the pools that are one's `own`), and of this share of each window's limit
+        (0 to 1) what belongs to the time to come, must remain afterwards: what background work keeps free for
+        others, who name none. Of windows of a day it is not more than they used of late. With `pace` (the
+        seconds between two rounds of that work) the rest is spread evenly over each window: of half a day
+        half may be spent, and one round's worth ahead. Raises `BudgetSpent`, or `CountUnknown`, having
+        charged nothing; its `until` is when the last of the windows that refuse has opened.
         Raises `Unavailable` when Redis cannot count: then nothing may be sent.
         """
         id = uuid.uuid4().hex
@@ -216,9 +221,12 @@ class Budget:
         )
         return _up(_instant(reply["opens"])) if "opens" in reply else None
 
-    def windows(self, pools: Sequence[Pool]) -> list[Window]:
-        """How the current windows of `pools` stand, in their order; changes nothing. Raises `Unavailable`."""
-        reply = self._call("windows", pools)
+    def windows(self, pools: Sequence[Pool], *, leave_share: float = 0) -> list[Window]:
+        """How the current windows of `pools` stand, in their order; changes nothing. Raises `Unavailable`.
+
+        `leave_share` as in `take`: it says what is held for others.
+        """
+        reply = self._call("windows", pools, leave_share=leave_share)
         now = _instant(reply["now"])
         return [_window(row, pools[row["pool"] - 1], now) for row in reply["windows"]]
 
@@ -337,4 +345,6 @@ def _window(row: dict[str, Any], pool: Pool, now: datetime) -> Window:
         known=row["known"],
         remaining=remaining,
         closed_until=closed and _up(closed),
+        reserve=int(row["reserve"]),
+        held=int(row["held"]),
     )

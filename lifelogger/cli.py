@@ -752,6 +752,58 @@ def _print_budget(name: str, windows: list[dict[str, Any]] | None) -> None:
         out.print(f"  {window['pool']} to {window['end']:%H:%M} UTC: {used}{closed}")
 
 
+@app.command()
+def plan(
+    user_id: Annotated[str | None, typer.Argument(metavar="[USER]", help="Only of this user.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the next ticks will do, and why."""
+    from lifelogger import plans
+
+    rt = _runtime()
+    if user_id is not None:
+        _known(rt, user_id)
+        _user_plan(plans.of_user(rt, user_id), rt, as_json)
+        return
+    found = plans.overall(rt)
+    if as_json:
+        _print_json(found)
+        return
+    for each in found["providers"].values():
+        out.print(f"[bold]{escape(each['title'])}[/]: {escape(each['sentence'])}")
+        if each["webhooks_stopped"]:
+            out.print("  Its webhooks have stopped: polls do their work.", style="yellow")
+        if each["allowed"] is None:
+            out.print("  Its budget is unknown: Redis does not answer. No request is sent.", style="yellow")
+        else:
+            may = each["allowed"]
+            out.print(
+                f"  Now: {count(each['news_due'], 'connection')} with news of {may['news']:,} that could be "
+                f"served; {count(may['polls'], 'poll')}, {may['early']:,} of them early if need be; "
+                f"{each['held']:,} held for webhooks and people."
+            )
+        for step in each["due"]:
+            due = count(step["connections"], "connection")
+            out.print(f"  Due by {standing.moment(step['until'], found['now'])}: {due}.")
+        table = _table("next", "user", "why")
+        for one in each["next"]:
+            when = standing.moment(one["next_sync_at"], found["now"])
+            table.add_row(when, escape(one["user_id"]), escape(one["why"]))
+        _print_table(table, "  Nobody is connected.")
+
+
+def _user_plan(found: list[dict[str, Any]], rt: Runtime, as_json: bool) -> None:
+    if as_json:
+        _print_json(found)
+        return
+    for each in found:
+        due = each["next_sync_at"]
+        when = standing.moment(due, rt.clock()) if due else "never"
+        out.print(f"[bold]{escape(each['provider'])}[/]: next at {when}. {escape(each['why'])}")
+    if not found:
+        out.print("No connection yet.")
+
+
 # Webhooks ------------------------------------------------------------------------------------------
 
 OneProvider = Annotated[

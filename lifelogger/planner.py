@@ -1,9 +1,12 @@
-"""Who is synced at a tick: as many as the budget can serve, news first, then the stalest.
+"""Who is synced at a tick: as many as the budget can serve, news first, then by the best time of each.
+
+When a connection is best polled is worked out at the end of its last sync (`pacing.next_poll`) and stored as
+`next_sync_at`, so a tick costs what it plans, however many connections wait. What is due is taken as far as
+the day's pace allows; where less is due than the day could serve, what is due soonest is taken early.
 
 A plan is a claim: one conditional UPDATE moves `next_sync_at` of the chosen connections on by a
 lease and is committed before anything is sent. A crash after it costs one lease; a second tick
-finds nothing due. The order is stored and indexed, so a tick costs what it plans, however many
-connections wait.
+finds nothing due.
 """
 
 from __future__ import annotations
@@ -18,15 +21,19 @@ from itertools import chain, zip_longest
 from sqlalchemy import Connection as Database
 from sqlalchemy import select, update
 
+from lifelogger import pacing
 from lifelogger import runtime as processwide
 from lifelogger.budget import Window
 from lifelogger.connections import under_way
 from lifelogger.errors import Unavailable
+from lifelogger.habits import DAY
+from lifelogger.pacing import Pace
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection, Tick
 
 log = logging.getLogger(__name__)
 
+EVENLY = Pace()
 AGAIN = "plan_again"
 """The name of a plan between two ticks: the budget has become known."""
 
@@ -39,6 +46,14 @@ class Allowance:
     """Where somebody knows of news: all that the windows have left."""
     background: int
     """Of them for plain polling: paced over the rest of each window, and less the reserve."""
+    early: int = 0
+    """Of the background at least so many, if need be before their best time: else the day is not used."""
+
+
+SLACK = 0.08
+"""How far polling may be ahead of the day's curve or behind it, as a share of what is still to come."""
+LOOKED_AT = 4
+"""For each connection that is taken early so many are looked at: some are being synced, or have to wait."""
 
 
 def tick(
@@ -103,7 +118,7 @@ def claim(rt: Runtime, db: Database, allowances: dict[str, Allowance], now: date
     News first, of all providers in turn: nobody's only connection stands behind all of another provider's.
     """
     lines: list[tuple[list[str], list[str]]] = []
-    lease = timedelta(seconds=rt.settings.sync.lease_seconds)
+    lease, interval = timedelta(seconds=rt.settings.sync.lease_seconds), pacing.interval(rt)
     for provider, allowed in allowances.items():
         due = (Connection.provider == provider, Connection.next_sync_at <= now)
         news = db.scalars(
@@ -120,12 +135,15 @@ def claim(rt: Runtime, db: Database, allowances: dict[str, Allowance], now: date
             .limit(max(0, min(allowed.background, allowed.news - len(news))))
             .with_for_update(skip_locked=True)
         ).all()
+        stale = [*stale, *early(db, provider, allowed.early - len(news) - len(stale), interval, now)]
         chosen = [*news, *stale]
         if not chosen:
             continue
         claimed = db.execute(
             update(Connection)
-            .where(Connection.id.in_(chosen), Connection.next_sync_at <= now)
+            .where(
+                Connection.id.in_(chosen), Connection.claimed_at.is_(None) | (Connection.next_sync_at <= now)
+            )
             .values(next_sync_at=now + lease, claimed_at=now)
             .returning(Connection.id, Connection.user_id)
         ).all()
@@ -136,6 +154,36 @@ def claim(rt: Runtime, db: Database, allowances: dict[str, Allowance], now: date
     return list(dict.fromkeys(user for turn in chain(*turns) for user in turn if user is not None))
 
 
+def early(db: Database, provider: str, number: int, interval: timedelta, now: datetime) -> list[int]:
+    """The connections that are due soonest of those that are not yet, and may be polled all the same.
+
+    Not those that a sync has or waits for, nor whom we looked at within the interval.
+    """
+    if number <= 0:
+        return []
+    soonest = (
+        select(
+            Connection.id,
+            Connection.next_sync_at,
+            Connection.claimed_at,
+            Connection.wait_reason,
+            Connection.last_sync_at,
+        )
+        .where(Connection.provider == provider, Connection.next_sync_at > now, Connection.news_at.is_(None))
+        .order_by(Connection.next_sync_at)
+        .limit(number * LOOKED_AT)
+        .with_for_update(skip_locked=True)
+    )
+    free = [
+        row.id
+        for row in db.execute(soonest)
+        if row.claimed_at is None
+        and row.wait_reason is None
+        and (row.last_sync_at is None or row.last_sync_at <= now - interval * 0.9)
+    ]
+    return free[:number]
+
+
 def allowance(rt: Runtime, provider: str, now: datetime) -> Allowance:
     """What the provider's windows leave for this tick, less what earlier plans have yet to spend.
 
@@ -143,26 +191,27 @@ def allowance(rt: Runtime, provider: str, now: datetime) -> Allowance:
     """
     about, endpoints = rt.providers[provider], rt.settings.providers[provider]
     pools = about.shared_pools(endpoints)
+    settings = rt.settings
     try:
-        windows = rt.budget.windows(pools)
+        windows = rt.budget.windows(pools, leave_share=settings.schedule.reserve)
     except Unavailable:
         log.warning("%s: no plan: its budget cannot be read", provider)
         return Allowance(0, 0)
-    settings = rt.settings
-    period = timedelta(seconds=settings.sync.interval_seconds)
-    left = allowed(windows, now, period, settings.schedule.reserve, about.poll_cost(endpoints))
+    pace = pacing.price(rt, provider, windows, now)
+    left = allowed(windows, now, pacing.interval(rt), about.poll_cost(endpoints), pace)
     claimed = under_way(rt, provider)
-    return Allowance(max(0, left.news - claimed), max(0, left.background - claimed))
+    return Allowance(*(max(0, each - claimed) for each in (left.news, left.background, left.early)))
 
 
 def allowed(
-    windows: Sequence[Window], now: datetime, period: timedelta, reserve: float, cost: int
+    windows: Sequence[Window], now: datetime, period: timedelta, cost: int, pace: Pace = EVENLY
 ) -> Allowance:
     """How many polls of `cost` requests the windows allow.
 
-    Background polls may have spent of each window, less the reserve, what belongs to its time so far and one
-    `period` ahead: the rule of `Budget.take`. A window that nobody has counted yet allows one poll: its reply
-    tells the rest.
+    Background polls may have spent of each window, less what is held for others, what belongs to its time so
+    far and one `period` ahead: the rule of `Budget.take`. Where requests are scarce a day's share follows the
+    curve of its best times, a little ahead or behind. A window that nobody has counted yet allows one poll:
+    its reply tells the rest.
     """
     if any(window.closed_until and window.closed_until > now for window in windows):
         return Allowance(0, 0)
@@ -170,8 +219,15 @@ def allowed(
         return Allowance(1, 1)
     news = min((window.remaining for window in windows), default=10_000)
     background = news
+    behind: list[int] = []
     for window in windows:
+        spendable = window.limit - window.held
         share = min(1.0, (now - window.start + period) / timedelta(seconds=window.seconds))
-        spendable = window.limit - math.floor(reserve * window.limit)
-        background = min(background, math.ceil(spendable * share - 0.000001) - window.used)  # of rounding
-    return Allowance(max(0, news // cost), max(0, background // cost))
+        most = share
+        if pace.scarce and window.seconds == DAY:
+            share = 1.0 if share == 1.0 else pace.share(now + period)
+            most = share + SLACK * (1 - share)
+            behind.append(math.floor(spendable * (share - SLACK * (1 - share))) - window.used)
+        background = min(background, math.ceil(spendable * most - 0.000001) - window.used)  # of rounding
+    least = min(behind, default=0)
+    return Allowance(max(0, news // cost), max(0, background // cost), max(0, min(least, background) // cost))

@@ -238,6 +238,7 @@ class Sync(Section):
     """How far and how often a connection is read."""
 
     interval_seconds: WholeSeconds = 900
+    longest_days: Annotated[float, Field(gt=0, le=365)] = 7
     lookback_days: Annotated[int, Field(ge=0)] = 7
     history_days: Annotated[int, Field(ge=0)] = 1825
     history_pages: Count = 10

@@ -20,7 +20,7 @@ from sqlalchemy import Connection as Database
 from sqlalchemy import and_, case, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from lifelogger import leaving
+from lifelogger import leaving, pacing
 from lifelogger import runtime as processwide
 from lifelogger.budget import CountUnknown
 from lifelogger.connections import LATEST, under_way
@@ -33,11 +33,12 @@ from lifelogger.errors import (
     SignInAgain,
     Wait,
 )
+from lifelogger.habits import Habits
 from lifelogger.http import Http
 from lifelogger.mutex import Lock
 from lifelogger.providers import base
 from lifelogger.runtime import Runtime
-from lifelogger.store.models import Connection, Stream, SyncRun
+from lifelogger.store.models import Connection, Pace, Record, Stream, SyncRun
 from lifelogger.store.pages import Counts
 from lifelogger.sweep import Hint, Sweep
 from lifelogger.tokens import Tokens, needs_reauth
@@ -57,8 +58,8 @@ LEFT_BY_HINTS = 0.5
 TRIES_OF_NAMED = 3
 """Failures in a row until what webhooks name is no longer asked for: it may be what fails, and be forged."""
 LONGEST_HISTORY = timedelta(seconds=20)
-"""How long one sync reads on in a connection's past: a worker that does can serve nobody else, and where all do,
-who has just connected waits; the user's own news waits for the lock."""
+"""How long one sync reads on in a connection's past: a worker that does can serve nobody else, and where all
+do, who has just connected waits; the user's own news waits for the lock."""
 
 
 class TakenOver(LifeloggerError):
@@ -387,13 +388,17 @@ class ConnectionSync:
         return sweeps
 
     def _poll_due(self) -> datetime:
-        """When all that is on should have been read again.
+        """When all that is on may be read again.
 
         A little before the interval ends: the tick that meets it comes on the minute.
         """
+        return self._looked_at() + pacing.interval(self.rt) * 0.9
+
+    def _looked_at(self) -> datetime:
+        """Since when nothing that is on was left unread."""
         started: datetime = self.row["started_at"]
-        interval = timedelta(seconds=self.rt.settings.sync.interval_seconds)
-        return min((at or started - interval for at in self.read.values()), default=started) + interval * 0.9
+        never = started - pacing.interval(self.rt)
+        return min((at or never for at in self.read.values()), default=started)
 
     def _note(self, stream: base.Stream, reason: str | None, until: datetime | None = None) -> Any:
         """Write down whether a stream is on; returns its row."""
@@ -429,6 +434,45 @@ class ConnectionSync:
         until: datetime = self.rt.clock() + wait * random.uniform(0.8, 1.2)
         return until
 
+    def _learned(self, db: Database, packed: bytes | None, now: datetime) -> Habits:
+        """The person's habits, with when what this sync brought may have reached the provider.
+
+        A record that ended after the last look came when it ended. One that ended before it, and would have
+        been seen, came late: some time between the looks.
+        """
+        habits = Habits.unpack(packed) or pacing.unknown(self.row["started_at"])
+        arrivals = self._arrivals(db, habits, now)
+        habits.learn(arrivals, now.timestamp())
+        if all(self.read.values()):  # a first look finds what nobody could have announced
+            hinted = self.row["news_streams"] is not None
+            if hinted or self.row["news_at"] is None:  # what somebody asked for says nothing
+                habits.heard(len(arrivals), announced=hinted)
+            if hinted and arrivals:
+                pacing.heard(db, self.journal.provider, now)
+        return habits
+
+    def _arrivals(self, db: Database, habits: Habits, now: datetime) -> list[float]:
+        counts = self.journal.counts
+        if not counts.inserted:
+            return []
+        rows = db.execute(
+            select(Record.stream, Record.ordered_at, Record.end_at, Record.utc_offset_s)
+            .where(Record.connection_id == self.row["id"], Record.created_at >= self.row["started_at"])
+            .order_by(Record.change.desc())
+            .limit(counts.inserted)
+        ).all()
+        fresh = {sweep.stream.name: sweep.fresh_since for sweep in self.sweeps}
+        arrivals = []
+        for row in rows:
+            at, looked_at = row.end_at or row.ordered_at, self.read.get(row.stream)
+            if looked_at is not None and fresh.get(row.stream, now) <= at < looked_at:
+                at = looked_at + (now - looked_at) / 2
+            arrivals.append(at.timestamp())
+        newest = max(rows, key=lambda row: row.ordered_at, default=None)
+        if newest is not None and newest.utc_offset_s is not None:
+            habits.offset_s = newest.utc_offset_s
+        return arrivals
+
     def _finish(self, until: datetime | None) -> None:
         """Close the journal row and say when the connection is next due."""
         now, run = self.rt.clock(), self.journal
@@ -451,7 +495,11 @@ class ConnectionSync:
                     Connection.news_streams,
                     Connection.hint_after,
                     Connection.deauthorised_at,
-                ).where(Connection.id == run.connection_id)
+                    Connection.habits,
+                    *pacing.COLUMNS,
+                )
+                .outerjoin(Pace, Pace.provider == Connection.provider)
+                .where(Connection.id == run.connection_id)
             ).one()
             left = False
             more_news = news.news_at is not None and news.news_at != self.row["news_at"]
@@ -464,12 +512,14 @@ class ConnectionSync:
                 # History goes on at the next tick, whenever that is; when the budget is short, with the next
                 # poll. That has its own time, however many hints are followed in between.
                 soon = self.unread and not self.held
+                habits = self._learned(db, news.habits, now)
                 swept = {sweep.stream.name: self.row["started_at"] for sweep in self.sweeps if sweep.swept}
                 self.read |= swept
-                due = now + FIRST_RETRY if soon else self._poll_due()
+                best = pacing.next_poll(pacing.of(news), habits, self._looked_at(), pacing.interval(self.rt))
+                due = now + FIRST_RETRY if soon else best
                 if more_news:  # hints have to wait for their turn, people have not
                     due = now if news.news_streams is None else max(now, hint_after or now)
-                values |= {"failures": 0, "last_sync_at": now, "next_sync_at": due}
+                values |= {"failures": 0, "last_sync_at": now, "next_sync_at": due, "habits": habits.pack()}
                 if not more_news:
                     values |= dict.fromkeys(("news_at", "news_streams", "news_about", "deauthorised_at"))
             elif run.outcome == "needs_reauth":

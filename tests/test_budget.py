@@ -145,11 +145,13 @@ def test_the_days_budget_lasts_the_day(known: Budget, clock: Clock) -> None:
         known.settle(known.take([hourly], **paced))
     with pytest.raises(BudgetSpent) as refused:
         known.take([hourly], **paced)
-    assert refused.value.until == at("13:00:46")  # 21 of 80 belong to 945 s, of which 900 may be spent ahead
+    assert refused.value.until is not None
+    # 21 of 80 belong to 945 s, of which 900 may be spent ahead; and some of the reserve has flown back.
+    assert at("13:00:43") <= refused.value.until <= at("13:00:45")
     assert known.take([hourly])  # a person need not wait
 
-    clock.set(at("13:30:30"))
-    for _ in range(60 - 21):
+    clock.set(at("13:30:30"))  # half of the reserve has come back: of 90 belong 68 to 45 minutes
+    for _ in range(68 - 21):
         known.settle(known.take([hourly], **paced))
     with pytest.raises(BudgetSpent):
         known.take([hourly], **paced)
@@ -589,19 +591,71 @@ def test_a_clock_that_is_set_is_followed(known: Budget, clock: Clock) -> None:
 # For others -------------------------------------------------------------------------------------------------
 
 
-def test_background_work_leaves_a_reserve(known: Budget) -> None:
-    spend(known, 79)
+def test_background_work_leaves_a_reserve(known: Budget, clock: Clock) -> None:
+    """Promise 4: of the share what belongs to the rest of the window; so nothing is left in the end."""
+    clock.set(at("12:07:30"))  # half of the window is to come
+    spend(known, 89)
 
     refusal = spent(known, leave_share=0.2)
     assert refusal.reason == (
-        "strava reads: 80 of 100 requests used in the 15 minutes to 12:15 UTC; "
-        "the last 20 are held for others"
+        "strava reads: 90 of 100 requests used in the 15 minutes to 12:15 UTC; "
+        "the last 10 are held for others"
     )
-    assert refusal.until == at("12:15:01")
-    spent(known, leave=20)
-    spent(known, leave=10, leave_share=0.1)
-    known.take([READS], leave=9, leave_share=0.1)
+    spent(known, leave=10)
+    spent(known, leave=5, leave_share=0.1)
+    known.take([READS], leave=4, leave_share=0.1)
     known.take([READS])
+
+    refusal = spent(known, leave_share=0.2)
+    assert refusal.until == at("12:09:01"), "when the tenth last is no longer held"
+    clock.set(at("12:09:02"))
+    known.take([READS], leave_share=0.2)
+
+
+DAYS = Pool("reads", "strava:9:reads", ("1000/day",), reports=False)
+
+
+def held(budget: Budget) -> tuple[int, int]:
+    (window,) = budget.windows([DAYS], leave_share=0.2)
+    return window.reserve, window.held
+
+
+def test_the_reserve_of_a_day_is_what_was_used_lately(budget: Budget, clock: Clock) -> None:
+    """Promise 4: until a whole day was watched it is the share, and never more than that."""
+    clock.set(at("12:00:00"))
+    assert held(budget) == (200, 100)
+    spend(budget, 40, DAYS)
+    for _ in range(9):  # polls are no reason to keep anything
+        budget.settle(budget.take([DAYS], leave_share=0.2))
+    assert held(budget) == (200, 100)
+
+    clock.forward(86400)
+    assert held(budget)[0] == 200, "half a day was watched so far"
+    spend(budget, 36, DAYS)
+    clock.forward(86400)
+    assert held(budget) == (66, 33), "36 and half of them, and two standard deviations"
+
+    spend(budget, 400, DAYS)
+    clock.forward(86400)
+    assert held(budget)[0] == 200
+    clock.forward(8 * 86400)
+    assert held(budget)[0] == 0, "nobody asked for anything in a week"
+
+
+def test_what_was_not_used_of_the_reserve_comes_back_before_midnight(budget: Budget, clock: Clock) -> None:
+    clock.set(at("00:00:30"))
+    taken = 0
+    for _ in range(96):
+        while True:
+            try:
+                budget.settle(budget.take([DAYS], leave_share=0.2, pace=900))
+            except BudgetSpent:
+                break
+            taken += 1
+        assert taken < 1000 or clock() >= at("23:30:00").timestamp()
+        clock.forward(900)
+
+    assert taken >= 970
 
 
 def test_windows_change_nothing(known: Budget, redis_server: RedisServer) -> None:
@@ -620,7 +674,10 @@ def test_nothing_is_kept_for_ever(known: Budget, redis_server: RedisServer) -> N
     keys = redis_server.client.keys("*")
 
     assert keys
-    assert all(0 < redis_server.client.ttl(key) <= 2 * 86400 + 90 for key in keys)
+    lives = {key: redis_server.client.ttl(key) for key in keys}
+    assert all(
+        0 < life <= (9 * 86400 if b":urgent:" in key else 2 * 86400 + 90) for key, life in lives.items()
+    )
 
 
 # Against a provider that counts -----------------------------------------------------------------------------

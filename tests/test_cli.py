@@ -437,7 +437,16 @@ def test_status_for_people(with_people: Callable[..., Said], live: Runtime) -> N
 
 
 def test_all_json_is_alone_on_standard_output(with_people: Callable[..., Said]) -> None:
-    for command in (["status"], ["status", "alice"], ["runs"], ["budget"], ["user", "list"], ["doctor"]):
+    for command in (
+        ["status"],
+        ["status", "alice"],
+        ["runs"],
+        ["budget"],
+        ["user", "list"],
+        ["doctor"],
+        ["plan"],
+        ["plan", "alice"],
+    ):
         said = with_people(*command, "--json")
         assert said.json(), command
         assert said.err == ""

@@ -464,6 +464,7 @@ def test_the_settings_are_these() -> None:
         ],
         "sync": [
             "interval_seconds",
+            "longest_days",
             "lookback_days",
             "history_days",
             "history_pages",

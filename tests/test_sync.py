@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, text
+from sqlalchemy import delete, insert, text
 
-from lifelogger import planner, status, sweep, sync
+from lifelogger import pacing, planner, status, sweep, sync
 from lifelogger.connections import note_news, under_way
 from lifelogger.errors import LockLost
+from lifelogger.habits import HALF_LIFE_DAYS, Habits
 from lifelogger.providers import strava
 from lifelogger.runtime import Runtime
-from lifelogger.store.models import Connection, Record
+from lifelogger.store.models import Connection, Pace, Record
 from tests.live import (
     LIST,
     NOON,
@@ -815,11 +816,11 @@ def test_the_journal_and_the_status_tell_what_a_sync_did(live: Runtime, sandbox:
 
 @ONCE
 def test_the_reserve_is_for_whoever_asks(live: Runtime, sandbox: Control) -> None:
-    """Promises 2 and 4: a poll that met the reserve is deferred to midnight, "sync now" is not."""
+    """Promises 2 and 4: a poll that met the reserve is deferred until enough is free, "sync now" is not."""
     connect(live, sandbox, "alice")
     sync.run("alice", runtime=live)
     sandbox.limits(reads=(2000, 1000), overall=(9000, 9000))
-    sandbox.spend(850)
+    sandbox.spend(950)
     change(live, "alice", next_sync_at=NOON, news_at=None)
     sync.run("alice", "asked", runtime=live)  # its reply tells of what others spent
     change(live, "alice", next_sync_at=NOON)
@@ -829,7 +830,7 @@ def test_the_reserve_is_for_whoever_asks(live: Runtime, sandbox: Control) -> Non
     (wish,) = sync.run("alice", "asked", runtime=live)
 
     assert (poll.outcome, poll.requests) == ("deferred", 0)
-    assert waiting.next_sync_at.hour == 0
+    assert waiting.next_sync_at.hour == 18, "by then the rest of the day has no claim to more than 50"
     assert (wish.outcome, wish.requests) == ("ok", 1)
 
 
@@ -904,3 +905,112 @@ def test_what_is_new_anywhere_comes_before_history_anywhere(live: Runtime, sandb
     asked_in_turn = [entry["provider"] for entry in sandbox.ledger(person="alice", kind="read")]
     assert [run.outcome for run in runs] == ["ok", "ok"]
     assert asked_in_turn.index("strava") < len(asked_in_turn) - 1 - asked_in_turn[::-1].index("oura")
+
+
+# What it learns ---------------------------------------------------------------------------------------
+
+
+def habits(live: Runtime, person: str) -> Habits:
+    found = Habits.unpack(connection(live, person).habits)
+    assert found is not None
+    return found
+
+
+@ONCE
+def test_a_first_import_tells_when_somebodys_news_come(live: Runtime, sandbox: Control) -> None:
+    """Promise 9: the most deserving first, and it is known at once who that is."""
+    connect(live, sandbox, "alice")
+    sync.run("alice", runtime=live)
+
+    known = habits(live, "alice")
+    items = truth(sandbox, "alice").values()
+    ends = [datetime.fromisoformat(item["start_date"]).timestamp() + item["elapsed_time"] for item in items]
+    weights = [0.5 ** ((NOON.timestamp() - end) / 86400 / HALF_LIFE_DAYS) for end in ends]
+    assert sum(known.hours) == pytest.approx(sum(weights), rel=0.01)
+    assert known.since == pytest.approx(min(ends), abs=1)
+    assert known.offset_s == max(items, key=lambda item: item["start_date"])["utc_offset"]
+    assert (known.announced, known.unannounced) == (0, 0), "nobody could have announced that"
+
+
+@ONCE
+def test_each_record_is_learned_from_once(live: Runtime, sandbox: Control) -> None:
+    connect(live, sandbox, "alice")
+    sync.run("alice", runtime=live)
+    before = sum(habits(live, "alice").hours)
+
+    sandbox.step(900)
+    ticked(live, "alice")
+    assert sum(habits(live, "alice").hours) == pytest.approx(before, rel=0.01)
+
+    sandbox.add("alice")
+    sandbox.step(900)
+    ticked(live, "alice")
+    known = habits(live, "alice")
+    assert sum(known.hours) == pytest.approx(before + 1, rel=0.01)
+    assert known.unannounced == pytest.approx(1, rel=0.01)
+
+
+@ONCE
+def test_what_comes_late_is_learned_as_having_come_between_the_looks(live: Runtime, sandbox: Control) -> None:
+    connect(live, sandbox, "alice")
+    sync.run("alice", runtime=live)
+    before = habits(live, "alice").hours
+
+    sandbox.step(4 * 3600)
+    sandbox.add("alice", start=NOON - timedelta(days=2, hours=7), elapsed=600)
+    sandbox.step(4 * 3600)
+    ticked(live, "alice")
+
+    known = habits(live, "alice")
+    (hour,) = [hour for hour in range(24) if known.hours[hour] - before[hour] > 0.5]
+    assert hour == int((NOON + timedelta(hours=4, seconds=known.offset_s)).hour)
+
+
+@ONCE
+def test_webhooks_that_work_make_polls_rare_and_one_that_is_missed_makes_them_frequent(
+    live: Runtime, sandbox: Control
+) -> None:
+    connect(live, sandbox, "alice")
+    sync.run("alice", runtime=live)
+    with live.store.write() as db:
+        db.execute(insert(Pace).values(provider="strava", priced_at=NOON))
+
+    for _ in range(4):
+        sandbox.add("alice")
+        sandbox.step(QUARTER)
+        now = live.clock()
+        change(live, "alice", news_at=now, news_streams=["activities"], next_sync_at=now)
+        sync.run("alice", "news", runtime=live)
+
+    known = habits(live, "alice")
+    assert (known.announced, known.unannounced) == (pytest.approx(4, rel=0.01), 0)
+    with live.store.read() as db:
+        assert pacing.read(db, "strava").heard_at == live.clock()
+    assert connection(live, "alice").next_sync_at - live.clock() > timedelta(hours=3)
+
+    sandbox.add("alice")
+    sandbox.step(QUARTER)
+    change(live, "alice", next_sync_at=live.clock())
+    ticked(live, "alice")
+    assert habits(live, "alice").unannounced == pytest.approx(1, rel=0.01)
+    assert connection(live, "alice").next_sync_at - live.clock() <= timedelta(seconds=QUARTER)
+
+
+@ONCE
+def test_the_next_poll_is_at_its_best_time_where_requests_are_scarce(live: Runtime, sandbox: Control) -> None:
+    """Promise 9: and stored, so that a tick reads the order from an index."""
+    connect(live, sandbox, "alice")
+    sync.run("alice", runtime=live)
+    with live.store.write() as db:
+        values = {"provider": "strava", "price": 2.0, "longest_s": 7 * 86400, "priced_at": NOON}
+        db.execute(insert(Pace).values(values))
+
+    sandbox.step(900)
+    ticked(live, "alice")
+
+    with live.store.read() as db:
+        pace = pacing.read(db, "strava")
+    best = pacing.next_poll(pace, habits(live, "alice"), live.clock(), timedelta(minutes=15))
+    due = connection(live, "alice").next_sync_at
+    assert abs(due - best) <= timedelta(minutes=15), "what is packed is a little rounded"
+    assert due - live.clock() > timedelta(minutes=15)

@@ -170,6 +170,8 @@ class Connection(Base):
     """When the status last changed; None: it is as it was at first."""
     status_change: Mapped[int | None] = mapped_column(BigInteger)
     """The number of that change in the feed; None: there was none, or it has no number yet."""
+    habits: Mapped[bytes | None]
+    """When news of theirs come: see `lifelogger.habits`."""
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
 
@@ -432,6 +434,33 @@ class Counted(Base):
     seconds: Mapped[float]
     """How long it took."""
     value: Mapped[Any] = mapped_column(Payload)
+
+
+class Pace(Base):
+    """How a provider's requests are spent: see `lifelogger.pacing`."""
+
+    __tablename__ = "paces"
+
+    provider: Mapped[str] = mapped_column(String(50), primary_key=True)
+    price: Mapped[float] = mapped_column(default=0.0)
+    """The hours that news must be spared from waiting by one request; 0: there are enough for everybody."""
+    rate: Mapped[float] = mapped_column(default=1.0)
+    """News a day of the average connection."""
+    hours: Mapped[list[float] | None] = mapped_column(Payload, nullable=True)
+    """Their shares of the hours of the people's day; None: not known."""
+    curve: Mapped[list[float] | None] = mapped_column(Payload, nullable=True)
+    """Polls that are best made in each hour of the day, in UTC; None: spread evenly."""
+    wanted: Mapped[float] = mapped_column(default=0.0)
+    """Requests a day that are worth the price ..."""
+    offered: Mapped[float] = mapped_column(default=0.0)
+    """... and that polls may spend."""
+    longest_s: Mapped[float] = mapped_column(default=0.0)
+    """How long nobody should be left unpolled."""
+    priced_at: Mapped[datetime | None]
+    heard_at: Mapped[datetime | None]
+    """When a webhook last brought us to news."""
+    deaf: Mapped[bool] = mapped_column(default=False)
+    """Webhooks that used to come have stopped."""
 
 
 class Webhook(Base):

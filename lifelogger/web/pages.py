@@ -11,7 +11,7 @@ from fastapi import APIRouter, Form, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
-from lifelogger import connections, status
+from lifelogger import connections, plans, status
 from lifelogger.runtime import Runtime
 from lifelogger.web.connect import Outcome
 from lifelogger.web.health import REDIS_SENTENCE
@@ -57,6 +57,12 @@ def overview(rt: Rt, health: Parts) -> Response:
     )
 
 
+@router.get("/plan")
+def plan(rt: Rt) -> Response:
+    """What the next ticks will do, and why."""
+    return page("plan.html", **plans.overall(rt), refresh=REFRESH_SECONDS)
+
+
 @router.get("/users")
 def users(rt: Rt, search: Text = "", after: Text = "") -> Response:
     """Users by id, one page of them."""
@@ -92,6 +98,7 @@ def user(
         "user.html",
         **found,
         now=rt.clock(),
+        why={each["provider"]: each["why"] for each in plans.of_user(rt, user_id)},
         asked=asked,
         joined=joined,
         titles=titles(rt),

@@ -76,6 +76,19 @@ def test_everything_is_explained(client: TestClient, runtime: Runtime) -> None:
     assert "reads, 1,000 requests per day" in overview
 
 
+def test_the_plan_says_who_is_next_and_why(client: TestClient, runtime: Runtime) -> None:
+    due = runtime.clock() + timedelta(minutes=9)
+    connect(runtime, EVIL, next_sync_at=due, news_at=None)
+
+    page = client.get("/plan").text
+
+    assert "<script>" not in page
+    said = unescape(text(page))
+    assert "No tick has reckoned with its budget yet" in said
+    assert "There are requests for everybody, every 15 minutes." in said
+    assert f'title="{due.isoformat()}"' in page
+
+
 SENTENCES: list[tuple[dict[str, Any], str]] = [
     (
         {"status": "needs_reauth", "status_reason": "Strava took it back", "next_sync_at": None},

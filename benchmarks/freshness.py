@@ -1,0 +1,690 @@
+"""How long news wait, and what each request brings: the real planner against others, on a fast clock.
+
+    python benchmarks/freshness.py                      # 10, 200 and 2,000 athletes, one world each
+    python benchmarks/freshness.py --athletes 200 --seeds 1 2 3 4 5 --days 21
+    python benchmarks/freshness.py --lively             # with holidays, bursts, late uploads, new habits
+    python benchmarks/freshness.py --long               # five seeds, 20,000 athletes too
+
+What runs is `planner.tick`, the engine, the budget in a Redis and the store, and the sandbox's own Strava
+with its ledger. Only the wire is short: requests reach the sandbox in this process, not through a socket, and
+one clock that nobody waits for is everybody's. Delays are read from the store: when a record was made, less
+when the simulated person uploaded it. *In memory* the same planning runs without all that, for many worlds.
+
+The rivals poll at the same ticks with the same 1,000 requests a day, and poll nothing else. When they poll
+does not depend on what they find, so they need no engine: the seed's way (everybody each 15 minutes, as far
+as the budget goes), each in turn, by the square root of everybody's true mean rate, and by the index that
+grows with time since the last poll times the news expected since, at everybody's true rate by hour and
+weekday.
+*Told* is our own planner that was told those true rates.
+
+Needs numpy and, for `--plot`, matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import io
+import json
+import logging
+import math
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import requests
+import urllib3
+from requests.adapters import BaseAdapter
+from sqlalchemy import select, update
+
+from lifelogger import http, pacing, planner, sync
+from lifelogger.budget import Budget, Pool, Window
+from lifelogger.connections import import_lines
+from lifelogger.habits import Crowd, Habits
+from lifelogger.pacing import Pace
+from lifelogger.runtime import Runtime, build
+from lifelogger.sandbox.app import App
+from lifelogger.sandbox.clock import Clock
+from lifelogger.sandbox.people import FIRST_ADDED_KEY, Activity, Person
+from lifelogger.sandbox.strava import Strava
+from lifelogger.sandbox.world import World
+from lifelogger.settings import load_settings
+from lifelogger.store.models import Connection, Record
+
+TICK = 900
+DAY = 86_400
+WEEK = 7 * DAY
+SLOTS = WEEK // TICK
+A_DAY = DAY // TICK
+MONDAY = 1_798_416_000
+"""When the world begins to be watched: a Monday, 00:00 UTC."""
+LATE_S = 20
+"""Ticks come this long after the quarter of an hour."""
+DAILY, QUARTERLY = 1000, 100
+ADDRESS = "http://127.0.0.1:1/strava"
+
+
+# The world -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lives:
+    """Who uploads how often when, and what they did upload. Times are seconds since the Monday."""
+
+    rates: Any
+    """News expected in each quarter of an hour of the week, by athlete."""
+    uploads: list[Any]
+    """When each athlete uploaded, in order."""
+    ends: list[Any]
+    """When the activity behind each upload ended."""
+
+
+def lives(seed: int, athletes: int, before: int, after: int, *, lively: bool = False) -> Lives:
+    """A world: `before` days of history and `after` days to come."""
+    dice = np.random.default_rng(seed)
+    rates = profiles(dice, athletes)
+    weeks_before, weeks = math.ceil(before / 7), math.ceil((before + after) / 7) + 1
+    later = profiles(dice, athletes)
+    later *= (rates.sum(1) / later.sum(1))[:, None]  # as much as before, at other times
+    uploads, ends = [], []
+    for athlete in range(athletes):
+        week = np.tile(rates[athlete], weeks)
+        if lively:
+            week = with_changes(dice, week, later[athlete], weeks_before * SLOTS, after * A_DAY)
+        counts = dice.poisson(week)
+        at = (
+            np.repeat(np.arange(len(week)), counts) + dice.random(counts.sum()) - weeks_before * SLOTS
+        ) * TICK
+        end = at - dice.uniform(15, 600, len(at))
+        if lively:  # one in ten comes late, one in twenty with two others
+            late = dice.random(len(at)) < 0.1
+            at = at + late * np.where(dice.random(len(at)) < 0.7, dice.uniform(1, 14, len(at)) * 3600, DAY)
+            extra = np.repeat(np.flatnonzero(dice.random(len(at)) < 0.05), 2)
+            at = np.concatenate([at, at[extra] + dice.uniform(1, 60, len(extra))])
+            end = np.concatenate([end, end[extra] - dice.uniform(1, 3, len(extra)) * 3600])
+        order = np.argsort(at)
+        keep = at[order] > -before * DAY
+        uploads.append(at[order][keep])
+        ends.append(end[order][keep])
+    return Lives(rates, uploads, ends)
+
+
+def profiles(dice: Any, athletes: int) -> Any:
+    """Rates log-normal (sigma 1, 0.6 a day on average), one or two personal hours, personal weekdays."""
+    rate = np.exp(dice.normal(0, 1, athletes)) * 0.6 / math.exp(0.5)
+    two = dice.random(athletes) < 0.5
+    evening = dice.random(athletes) < 0.5
+    first = np.where(evening, dice.normal(19, 1.5, athletes), dice.uniform(5, 23, athletes)) % 24
+    second = dice.uniform(5, 23, athletes)
+    hours = (np.arange(A_DAY) + 0.5) / 4
+
+    def around(middle: Any) -> Any:
+        away = (hours[None] - middle[:, None] + 12) % 24 - 12
+        bump = np.exp(-(away**2) / 2 / 1.2**2)
+        return bump / bump.sum(1, keepdims=True)
+
+    share = np.where(two, 0.5, 1.0)[:, None]
+    day = share * around(first) + (1 - share) * around(second)
+    week = np.exp(dice.normal(0, 0.5, (athletes, 7)))
+    week /= week.mean(1, keepdims=True)
+    return (rate[:, None, None] * week[:, :, None] * day[:, None, :]).reshape(athletes, SLOTS)
+
+
+def with_changes(dice: Any, week: Any, later: Any, begin: int, length: int) -> Any:
+    """Three in ten take other habits some day of the watched time, a quarter are away for ten days."""
+    week = week.copy()
+    if dice.random() < 0.3:
+        at = begin + int(dice.uniform(0, length))
+        week[at:] = np.tile(later, len(week) // SLOTS)[at:]
+    if dice.random() < 0.25:
+        at = begin + int(dice.uniform(-5 * A_DAY, length))
+        week[at : at + 10 * A_DAY] = 0
+    return week
+
+
+class Life:
+    """What the sandbox asks of a person's life: see `sandbox.people`."""
+
+    def __init__(self, person: Person, uploads: Any, ends: Any, first_key: int) -> None:
+        self.done = sorted(
+            Activity(
+                first_key + number, person.index, int(MONDAY + end - 3000), 3000, "Run", MONDAY + at, False
+            )
+            for number, (at, end) in enumerate(zip(uploads.tolist(), ends.tolist(), strict=True))
+        )
+        self.done.sort(key=lambda activity: (activity.start, activity.key))
+
+    def until(self, moment: float) -> list[Activity]:
+        return self.done
+
+
+# Everything in one process -------------------------------------------------------------------------
+
+
+class ShortWire(BaseAdapter):
+    """Requests of the `requests` library, answered by the sandbox's Strava without a socket between."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world, self.app, self.strava = world, App(world), world.providers["strava"]
+
+    def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:  # type: ignore[override]
+        url = urllib3.util.parse_url(request.url or "")
+        body = request.body.encode() if isinstance(request.body, str) else request.body or b""
+        scope = {
+            "method": request.method,
+            "query_string": (url.query or "").encode(),
+            "headers": [(name.lower().encode(), value.encode()) for name, value in request.headers.items()],
+        }
+        now = self.world.clock.now()
+        call = self.app._call(self.strava, (url.path or "").removeprefix("/strava"), scope, body, now)
+        self.world.ledger.begin(call.entry)
+        with self.world.state:
+            self.strava.count(call)
+            answer = self.strava.answer(call)
+            call.entry.status = answer.status
+            self.world.ledger.end(call.entry, now)
+        stamp = datetime.fromtimestamp(now, UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+        response = requests.Response()
+        response.status_code = answer.status
+        response.headers.update({"Date": stamp, **self.strava.headers(call), **answer.headers})
+        response.raw = urllib3.HTTPResponse(io.BytesIO(answer.body), preload_content=False)
+        response.url, response.request = request.url or "", request
+        return response
+
+    def close(self) -> None:
+        pass
+
+
+class Told(Habits):
+    """Somebody whose true rates are known. It packs itself as its number."""
+
+    everybody: ClassVar[list[Told]] = []
+    week: Any
+    number: int
+
+    @classmethod
+    def all_of(cls, rates: Any) -> None:
+        cls.everybody = []
+        for number, week in enumerate(rates):
+            one = cls(0.0, 0.0)
+            one.number, one.week = number, np.concatenate([week, week])
+            cls.everybody.append(one)
+
+    def learn(self, arrivals: Any, now: float) -> None:
+        pass
+
+    def heard(self, news: int, *, announced: bool) -> None:
+        pass
+
+    def rate(self, crowd: Crowd, now: float) -> float:
+        return float(self.week.sum() / 14)
+
+    def expected(self, crowd: Crowd, start: float, slot: float, number: int) -> list[float]:
+        wide = max(1, round(slot / TICK))
+        first = round((start - MONDAY) / TICK) + np.arange(number) * wide
+        sums = np.concatenate([[0.0], np.cumsum(np.concatenate([self.week] * (1 + wide // SLOTS)))])
+        found: list[float] = (sums[first % SLOTS + wide] - sums[first % SLOTS]).tolist()
+        return found
+
+    def pack(self) -> bytes:
+        return b"told" + self.number.to_bytes(4, "big")
+
+
+def unpack(packed: bytes | None) -> Habits | None:
+    if packed is not None and packed[:4] == b"told":
+        return Told.everybody[int.from_bytes(packed[4:], "big")]
+    return learned(packed)
+
+
+learned = Habits.unpack
+
+
+@dataclass
+class Outcome:
+    """What a way of polling came to."""
+
+    name: str
+    delays: Any
+    """From upload to store in seconds, of what was uploaded while it was watched."""
+    requests: int
+    news: int
+    by_hour: list[int]
+    longest_s: float
+    """The longest that anybody was left unpolled."""
+    least_used: float = math.nan
+    """The share of its day's requests that the emptiest day had used."""
+    first_spent: str = ""
+    """The earliest time of a day at which all was spent."""
+    seconds: float = 0.0
+    kept: bool = True
+    """Whether the provider's own ledger stayed within every window."""
+
+
+def lifelogger(
+    world_lives: Lives, athletes: int, before: int, warm: int, days: int, *, told: bool
+) -> Outcome:
+    """The whole application over `warm` + `days` days; the last `days` are watched."""
+    started = time.monotonic()
+    clock = Clock()
+    clock.freeze(MONDAY - 60)
+    world = World(people=athletes, seed=1, history_days=before, clock=clock, providers=[Strava])
+    strava = world.providers["strava"]
+    strava.configure({"access_token_seconds": 10**9})
+    for person in world.people.all:
+        mine = (world_lives.uploads[person.index], world_lives.ends[person.index])
+        world.people._lives[person.index] = Life(person, *mine, first_key(person.index))  # type: ignore[assignment]
+    Told.all_of(world_lives.rates)
+    Habits.unpack = staticmethod(unpack) if told else learned  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        rt = runtime(Path(folder), clock, before)
+        try:
+            http.session().mount(ADDRESS, ShortWire(world))
+            grants = [(each, strava.connect(each, "sandbox", None)) for each in world.people.all]
+            lines = [
+                json.dumps({"user_id": person.user_id, "provider": "strava", **grant})
+                for person, grant in grants
+            ]
+            import_lines(rt, lines)
+            if told:
+                with rt.store.write() as db:
+                    for one, (person, _) in zip(Told.everybody, grants, strict=True):
+                        packed = {"habits": one.pack()}
+                        db.execute(
+                            update(Connection).where(Connection.user_id == person.user_id).values(packed)
+                        )
+            polls = run(rt, clock, warm + days)
+            outcome = measured(rt, world, world_lives, polls, warm, days)
+        finally:
+            rt.redis.shutdown(nosave=True)
+            rt.close()
+    outcome.name = "told the true rates" if told else "lifelogger"
+    outcome.seconds = time.monotonic() - started
+    world.close()
+    return outcome
+
+
+def first_key(index: int) -> int:
+    return FIRST_ADDED_KEY + index * 1_000_000
+
+
+def runtime(folder: Path, clock: Clock, history_days: int) -> Runtime:
+    """A runtime of its own, with all that it makes in `folder`."""
+    file = folder / "settings.toml"
+    strava = {
+        "client_id": "sandbox",
+        "client_secret": "sandbox",
+        "api_url": f"{ADDRESS}/api/v3",
+        "authorize_url": f"{ADDRESS}/oauth/authorize",
+        "token_url": f"{ADDRESS}/api/v3/oauth/token",
+        "revoke_url": f"{ADDRESS}/oauth/revoke",
+    }
+    text = [f"[sync]\nhistory_days = {history_days}", "[providers.strava]"]
+    text += [f"{key} = {json.dumps(value)}" for key, value in strava.items()]
+    text += [f"[providers.{name}]\nenabled = false" for name in ("fitbit", "oura")]
+    file.write_text("\n".join(text))
+    built = build(load_settings({"LIFELOGGER_SETTINGS": str(file)}))
+    url = built.redis.connection_pool.connection_kwargs
+    address = (
+        f"unix://{url['path']}?db={url.get('db', 0)}"
+        if "path" in url
+        else (f"redis://{url['host']}:{url['port']}/{url.get('db', 0)}")
+    )
+    return replace(
+        built,
+        clock=lambda: datetime.fromtimestamp(clock.now(), UTC),
+        budget=Budget(address, prefix=built.settings.redis.prefix, clock=clock.now),
+    )
+
+
+def run(rt: Runtime, clock: Clock, days: int) -> dict[str, list[float]]:
+    """Every tick of so many days; returns when each user was synced."""
+    polls: dict[str, list[float]] = {}
+    planned: list[str] = []
+    for number in range(days * A_DAY):
+        clock.freeze(MONDAY + number * TICK + LATE_S)
+        due_at = datetime.fromtimestamp(MONDAY + number * TICK, UTC)
+        planner.tick("sync_active_users", due_at, planned.append, runtime=rt)
+        while planned:
+            users, again = planned[:], False
+            planned.clear()
+            for user_id in users:
+                runs = sync.run(user_id, "tick", runtime=rt)
+                again = again or any(each.learned for each in runs)
+                if any(each.requests for each in runs):
+                    polls.setdefault(user_id, []).append(clock.now() - MONDAY)
+            if again:  # as the actors do
+                planner.tick(planner.AGAIN, None, planned.append, runtime=rt)
+    return polls
+
+
+def measured(
+    rt: Runtime, world: World, world_lives: Lives, polls: dict[str, list[float]], warm: int, days: int
+) -> Outcome:
+    """Read from the store, the ledger and what was polled when."""
+    begin, end = warm * DAY, (warm + days) * DAY
+    with rt.store.read() as db:
+        made = {
+            int(row.external_id): row.created_at.timestamp() - MONDAY
+            for row in db.execute(select(Record.external_id, Record.created_at))
+        }
+    delays: list[float] = []
+    for index, uploads in enumerate(world_lives.uploads):
+        for number, at in enumerate(uploads):
+            if begin <= at < watched_until(begin, end):
+                # What is not there yet has waited until the end at least.
+                delays.append(made.get(first_key(index) + number, end) - at)
+    entries = [each for each in world.ledger.requests(limit=-1, kind="read") if each.at - MONDAY >= begin]
+    windows = world.ledger.windows()
+    kept = all(
+        count <= Strava.first_limits[pool.split(":")[-1]][0 if seconds == TICK else 1]
+        for pool, seconds, _, count in windows
+    ) and not any(each.status == 429 for each in entries)
+    used = [
+        count / DAILY
+        for pool, seconds, start, count in windows
+        if pool.endswith("reads") and seconds == DAY and start - MONDAY >= begin
+    ]
+    by_day: dict[int, list[float]] = {}
+    by_hour = [0] * 24
+    for each in entries:
+        by_day.setdefault(int((each.at - MONDAY) // DAY), []).append((each.at - MONDAY) % DAY)
+        by_hour[int(each.at % DAY // 3600)] += 1
+    spent = [sorted(times)[DAILY - 1] for times in by_day.values() if len(times) >= DAILY]
+    return Outcome(
+        "",
+        np.array(delays),
+        len(entries),
+        len(delays),
+        by_hour,
+        max(longest(times, begin, end) for times in polls.values()),
+        least_used=min(used, default=math.nan),
+        first_spent=clock_time(min(spent)) if spent else "never",
+        kept=kept,
+    )
+
+
+def watched_until(begin: float, end: float) -> float:
+    """What is uploaded in the last tenth of the time may be stored behind it, so it is not looked at."""
+    return end - max(DAY, (end - begin) / 10)
+
+
+def longest(times: Sequence[float], begin: float, end: float) -> float:
+    marks = [
+        max((at for at in times if at <= begin), default=begin),
+        *(at for at in times if at > begin),
+        end,
+    ]
+    return max(later - sooner for sooner, later in pairwise(marks))
+
+
+# In memory -----------------------------------------------------------------------------------------
+
+
+def in_memory(world_lives: Lives, before: int, warm: int, days: int, *, told: bool) -> Outcome:
+    """The same planning without engine, store, Redis and sandbox, for many worlds in little time.
+
+    What is learned, the best times, the price and the pace are the library's; the index is a heap, a poll
+    costs a request and brings what was uploaded, and first imports cost nothing.
+    """
+    started = time.monotonic()
+    athletes, every = len(world_lives.uploads), timedelta(seconds=TICK)
+    Told.all_of(world_lives.rates)
+    known: list[Habits] = []
+    for number, (uploads, ends) in enumerate(zip(world_lives.uploads, world_lives.ends, strict=True)):
+        past = (MONDAY + ends[uploads < 0]).tolist()
+        habits = Habits(min(past, default=MONDAY - before * DAY), MONDAY)
+        habits.learn(past, MONDAY)
+        known.append(Told.everybody[number] if told else habits)
+    dice = random.Random(1)
+    due = [MONDAY + dice.random() * DAY * max(1, athletes / DAILY) for _ in range(athletes)]
+    queue = sorted(zip(due, range(athletes), strict=True))
+    seen = [int(np.searchsorted(uploads, 0)) for uploads in world_lives.uploads]
+    looked = [float(MONDAY)] * athletes
+    begin, end = MONDAY + warm * DAY, MONDAY + (warm + days) * DAY
+    watched = begin - MONDAY, watched_until(begin - MONDAY, end - MONDAY)
+    pace, used, total, by_hour = Pace(), 0, 0, [0] * 24
+    delays: list[float] = []
+    polls: list[list[float]] = [[] for _ in range(athletes)]
+    least, first_spent = 1.0, 86_400.0
+    for tick in range((warm + days) * A_DAY):
+        now = MONDAY + tick * TICK + LATE_S
+        at = datetime.fromtimestamp(now, UTC)
+        if tick % A_DAY == 0:
+            least = min(least, used / DAILY) if now > begin + DAY else least
+            used = 0
+        if tick % 4 == 0:
+            chosen = dice.sample(range(athletes), min(pacing.SAMPLE, athletes))
+            asked = [(known[each], datetime.fromtimestamp(due[each], UTC)) for each in chosen]
+            sample = pacing.Sample(asked, athletes / len(chosen))
+            pace = pacing.priced(pace, sample, DAILY, 1, every, 7, at)
+        window = day_window(at, used)
+        allowed = planner.allowed([window], at, every, 1, pace)
+        taken: list[int] = []
+        while queue and len(taken) < QUARTERLY:
+            late = queue[0][0] <= now and len(taken) < allowed.background
+            if not late and len(taken) >= allowed.early:
+                break
+            taken.append(heapq.heappop(queue)[1])
+        for each in taken:
+            uploads, ends = world_lives.uploads[each], world_lives.ends[each]
+            upto = int(np.searchsorted(uploads, now - MONDAY, "right"))
+            new = range(seen[each], upto)
+            seen[each] = upto
+            news = [MONDAY + float(ends[one]) for one in new]
+            late_ones = [at if at >= looked[each] else (looked[each] + now) / 2 for at in news]
+            known[each].learn(late_ones, now)
+            delays += [now - MONDAY - uploads[one] for one in new if watched[0] <= uploads[one] < watched[1]]
+            looked[each] = now
+            polls[each].append(now - MONDAY)
+            due[each] = pacing.next_poll(pace, known[each], at, every).timestamp()
+            heapq.heappush(queue, (due[each], each))
+        used += len(taken)
+        if now >= begin:
+            total += len(taken)
+            by_hour[int(now % DAY // 3600)] += len(taken)
+            first_spent = min(first_spent, now % DAY) if used >= DAILY else first_spent
+    for each, uploads in enumerate(world_lives.uploads):  # what was never found has waited until the end
+        rest = uploads[seen[each] :]
+        delays += (end - MONDAY - rest[(rest >= watched[0]) & (rest < watched[1])]).tolist()
+    return Outcome(
+        "told, in memory" if told else "lifelogger, in memory",
+        np.array(delays),
+        total,
+        len(delays),
+        by_hour,
+        max(longest(mine, begin - MONDAY, end - MONDAY) for mine in polls),
+        least,
+        "never" if first_spent >= DAY else clock_time(first_spent),
+        time.monotonic() - started,
+    )
+
+
+def day_window(at: datetime, used: int) -> Window:
+    """A day's window of which nobody else wants any."""
+    start = at.replace(hour=0, minute=0, second=0, microsecond=0)
+    end = start + timedelta(days=1)
+    return Window(NOBODYS, DAY, start, end, end, DAILY, used, 0, True, DAILY - used, None)
+
+
+NOBODYS = Pool("reads", "strava:memory:reads", (f"{DAILY}/day",), reports=True)
+
+
+def clock_time(seconds: float) -> str:
+    return f"{int(seconds // 3600):02}:{int(seconds % 3600 // 60):02}"
+
+
+# The rivals ----------------------------------------------------------------------------------------
+
+
+def rival(name: str, world_lives: Lives, warm: int, days: int, seed: int) -> Outcome:
+    """One of the others, with all of the day's requests for polls, as far as its rule says."""
+    rates, athletes = world_lives.rates, len(world_lives.uploads)
+    dice = np.random.default_rng(seed)
+    mean = rates.sum(1) / 7
+    last = -dice.integers(1, A_DAY * max(1, athletes // DAILY + 1), athletes)
+    index = np.zeros(athletes)
+    polls: list[list[int]] = [[] for _ in range(athletes)]
+    by_hour, used, total = [0] * 24, 0, 0
+    for tick in range((warm + days) * A_DAY):
+        if tick % A_DAY == 0:
+            used = 0
+        age = tick - last
+        index += np.maximum(0, age - 0.5) * rates[:, (tick - 1) % SLOTS]  # of the slot that has just ended
+        paced = int(DAILY * (tick % A_DAY + 1) / A_DAY) - used
+        number = min(QUARTERLY, athletes, DAILY - used if name == SEED else paced)
+        score = {
+            SEED: dice.random(athletes), TURN: age, ROOT: np.sqrt(mean) * age, INDEX: index
+        }[name]  # fmt: skip
+        chosen = np.argpartition(-score, number - 1)[:number] if number > 0 else []
+        for each in chosen:
+            polls[each].append(tick)
+        last[chosen] = tick
+        index[chosen] = 0
+        used += number
+        if tick >= warm * A_DAY:
+            by_hour[tick % A_DAY // 4] += number
+            total += number
+    begin, end = warm * DAY, (warm + days) * DAY
+    delays, unpolled = [], 0.0
+    for mine, uploads in zip(polls, world_lives.uploads, strict=True):
+        at = uploads[(uploads >= begin) & (uploads < watched_until(begin, end))]
+        times = np.append(np.array(mine, dtype=float) * TICK + LATE_S, end)
+        delays.append(times[np.searchsorted(times, at)] - at)
+        unpolled = max(unpolled, longest(times[:-1].tolist(), begin, end))
+    found = np.concatenate(delays)
+    return Outcome(name, found, total, len(found), by_hour, unpolled)
+
+
+SEED, TURN, ROOT = "everybody each 15 min", "each in turn", "square root of true rates"
+INDEX = "index at true rates"
+
+
+# What is told --------------------------------------------------------------------------------------
+
+
+def compared(
+    athletes: int, seed: int, days: int, *, lively: bool, memory: bool, ways: Sequence[str]
+) -> list[Outcome]:
+    """All ways of polling in one world."""
+    warm = warm_days(athletes)
+    before = 365 if athletes <= 500 else 120 if athletes <= 5000 else 30
+    world_lives = lives(seed, athletes, before, warm + days, lively=lively)
+    found = [rival(name, world_lives, warm, days, seed) for name in (SEED, TURN, ROOT, INDEX)]
+    for told in (True, False):
+        if ("told" if told else "learned") in ways:
+            found.append(in_memory(world_lives, before, warm, days, told=told))
+            print(f"  {found[-1].name}: {found[-1].seconds:.0f} s", file=sys.stderr, flush=True)
+            if memory:
+                continue
+            found.append(lifelogger(world_lives, athletes, before, warm, days, told=told))
+            print(f"  {found[-1].name}: {found[-1].seconds:.0f} s", file=sys.stderr, flush=True)
+    return found
+
+
+def warm_days(athletes: int) -> int:
+    """Until first imports are over and everybody was polled in turn: not watched."""
+    return 4 + math.ceil(athletes / 400)
+
+
+def rows(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    turn = next(each for each in outcomes if each.name == TURN)
+    for each in outcomes:
+        hours = each.delays / 3600
+        used = "" if math.isnan(each.least_used) else f"{each.least_used:.1%}"
+        yield (
+            f"| {each.name} | {hours.mean():.2f} | {hours.mean() / (turn.delays / 3600).mean():.2f} "
+            f"| {np.median(hours):.2f} | {np.percentile(hours, 95):.1f} | {each.requests / each.news:.1f} "
+            f"| {each.longest_s / DAY:.1f} | {used} | {each.first_spent} | {'' if each.kept else 'BROKEN'} |"
+        )
+
+
+HEAD = (
+    "| | mean, h | to turn's | median, h | p95, h | requests a news | longest unpolled, d | least used "
+    "| spent at | windows |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
+)
+
+
+def plot(found: dict[int, list[Outcome]], file: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "freshness"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, len(found), figsize=(5.5 * len(found), 7.5), squeeze=False)
+    for column, (athletes, outcomes) in enumerate(found.items()):
+        above, below = axes[0][column], axes[1][column]
+        for each in outcomes:
+            above.plot(np.sort(each.delays) / 3600, np.linspace(0, 1, len(each.delays)), label=each.name)
+            if each.name in (TURN, "lifelogger", "told the true rates"):
+                below.step(
+                    range(24), [number * 100 / sum(each.by_hour) for number in each.by_hour], label=each.name
+                )
+        above.set(
+            xscale="log",
+            xlim=(0.02, 300),
+            title=f"{athletes:,} athletes",
+            xlabel="hours from upload to store",
+        )
+        below.set(xlabel="hour of the day, UTC", ylim=(0, None))
+    axes[0][0].set_ylabel("share of news")
+    axes[1][0].set_ylabel("% of requests")
+    axes[0][0].legend(fontsize=8)
+    axes[1][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--athletes", type=int, nargs="+", default=None)
+    parser.add_argument("--seeds", type=int, nargs="+", default=None)
+    parser.add_argument("--days", type=int, default=None, help="how many days are watched")
+    parser.add_argument("--lively", action="store_true", help="holidays, bursts, late uploads, new habits")
+    parser.add_argument("--ways", nargs="+", choices=("told", "learned"), default=("told", "learned"))
+    parser.add_argument("--memory", action="store_true", help="the planning alone, without the engine")
+    parser.add_argument("--long", action="store_true", help="five seeds, and 20,000 athletes")
+    parser.add_argument("--plot", type=Path, help="write an SVG of the first seed there")
+    asked = parser.parse_args()
+    logging.disable(logging.ERROR)
+    sizes = asked.athletes or ([10, 200, 2000, 20_000] if asked.long else [10, 200, 2000])
+    seeds = asked.seeds or ([1, 2, 3, 4, 5] if asked.long else [1])
+    plotted: dict[int, list[Outcome]] = {}
+    for athletes in sizes:
+        days = asked.days or (7 if athletes <= 500 else 14 if athletes <= 5000 else 30)
+        ratios: dict[str, list[float]] = {}
+        for seed in seeds:
+            outcomes = compared(
+                athletes, seed, days, lively=asked.lively, memory=asked.memory, ways=asked.ways
+            )
+            plotted.setdefault(athletes, outcomes)
+            print(
+                f"\n{athletes:,} athletes, seed {seed}, {days} days"
+                f"{', lively' if asked.lively else ''}\n\n{HEAD}"
+            )
+            print(*rows(outcomes), sep="\n", flush=True)
+            turn = next(each for each in outcomes if each.name == TURN).delays.mean()
+            for each in outcomes:
+                ratios.setdefault(each.name, []).append(each.delays.mean() / turn)
+        if len(seeds) > 1:
+            print(
+                f"\n{athletes:,} athletes, median of {len(seeds)} seeds, mean delay to that of each in turn:"
+            )
+            for name, values in ratios.items():
+                print(f"- {name}: {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+    if asked.plot:
+        plot(plotted, asked.plot)
+
+
+if __name__ == "__main__":
+    main()
