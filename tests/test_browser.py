@@ -441,7 +441,7 @@ def test_the_same_life_on_the_command_line(application: Application, person: Per
         (found,) = json.loads(application.lifelogger("status", "ben", "--json").stdout)["connections"]
         return dict(found)
 
-    assert connected("Ewa") == "Connected ben.\n"
+    assert connected("Ewa").startswith("Connected ben.\nThe first import goes on in the background")
     wait_until(lambda: stands()["records"] > 0, "the first import", PATIENCE_SECONDS)
     application.wait_until_quiet("ben")
     assert synced().returncode == 0

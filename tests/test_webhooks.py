@@ -870,7 +870,7 @@ def test_hints_leave_half_of_the_reserve_to_people(served: Runtime, sandbox: Con
     sync.run("alice", runtime=served)
     sandbox.limits(reads=(2000, 1000), overall=(9000, 9000))
     outcomes = {}
-    for others in (850, 60):  # of a day's 1,000 polls may spend 800, and hints 900
+    for others in (910, 45):  # of a day's 1,000 polls may have spent 900 at noon, and hints 950
         sandbox.spend(others)
         sync.run("alice", "asked", runtime=served)  # its reply tells of what others spent
         sandbox.step(60)
@@ -882,7 +882,7 @@ def test_hints_leave_half_of_the_reserve_to_people(served: Runtime, sandbox: Con
         (asked,) = sync.run("alice", runtime=served)
         outcomes[others] = (poll.outcome, hinted.outcome, asked.outcome)
 
-    assert outcomes == {850: ("deferred", "ok", "ok"), 60: ("deferred", "deferred", "ok")}
+    assert outcomes == {910: ("deferred", "ok", "ok"), 45: ("deferred", "deferred", "ok")}
 
 
 # With real processes -------------------------------------------------------------------------------
