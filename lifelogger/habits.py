@@ -70,15 +70,18 @@ class Habits:
 
     def learn(self, arrivals: Iterable[float], now: float) -> None:
         """Count news that came at these instants; those of the future count as of now."""
-        faded = _left(now - self.as_of)
-        self.hours = [count * faded for count in self.hours]
-        self.weekdays = [count * faded for count in self.weekdays]
-        self.announced, self.unannounced = self.announced * faded, self.unannounced * faded
-        self.as_of = max(self.as_of, now)
+        if (
+            abs(now - self.as_of) >= DAY
+        ):  # not at each poll: what fades within minutes is lost in the rounding
+            faded = _left(max(0.0, now - self.as_of))  # a clock that was set back makes nothing grow
+            self.hours = [count * faded for count in self.hours]
+            self.weekdays = [count * faded for count in self.weekdays]
+            self.announced, self.unannounced = self.announced * faded, self.unannounced * faded
+            self.as_of = now
         for each in arrivals:
             at = min(each, now)
             self.since = min(self.since, at)
-            weight, local = _left(now - at), at + self.offset_s
+            weight, local = _left(self.as_of - at), at + self.offset_s
             self.hours[int(local % DAY / HOUR)] += weight
             self.weekdays[int((local - _MONDAY) // DAY) % 7] += weight
 
@@ -162,5 +165,5 @@ def spread(hours: Sequence[float]) -> list[float]:
 
 
 def _left(seconds: float) -> float:
-    """What is left of a count after so long."""
-    return float(0.5 ** (max(0.0, seconds) / DAY / HALF_LIFE_DAYS))
+    """What is left of a count after so long, or how much more it is worth beforehand."""
+    return float(0.5 ** (seconds / DAY / HALF_LIFE_DAYS))

@@ -52,6 +52,8 @@ class Allowance:
 
 SLACK = 0.08
 """How far polling may be ahead of the day's curve or behind it, as a share of what is still to come."""
+MOST_EARLY = 1000
+"""Connections that one tick takes early when webhooks have stopped."""
 LOOKED_AT = 4
 """For each connection that is taken early so many are looked at: some are being synced, or have to wait."""
 
@@ -229,5 +231,6 @@ def allowed(
             most = share + SLACK * (1 - share)
             behind.append(math.floor(spendable * (share - SLACK * (1 - share))) - window.used)
         background = min(background, math.ceil(spendable * most - 0.000001) - window.used)  # of rounding
-    least = min(behind, default=0)
+    # Whom webhooks were thought to tell of has a time that is far away: not any more.
+    least = MOST_EARLY * cost if pace.deaf else min(behind, default=0)
     return Allowance(max(0, news // cost), max(0, background // cost), max(0, min(least, background) // cost))

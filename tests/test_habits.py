@@ -134,6 +134,20 @@ def test_in_between_it_is_forgotten_by_halves() -> None:
     assert sum(habits.hours) == pytest.approx(seen / 2)
 
 
+def test_a_poll_each_quarter_of_an_hour_does_not_keep_it_from_fading() -> None:
+    """It is packed after each, and rounded."""
+    habits = someone()
+    seen = sum(habits.hours)
+
+    for poll in range(1, round(HALF_LIFE_DAYS) * 96 + 1):
+        found = Habits.unpack(habits.pack())
+        assert found is not None
+        habits = found
+        habits.learn([], MONDAY + poll * 900)
+
+    assert sum(habits.hours) == pytest.approx(seen / 2, rel=0.03)
+
+
 @pytest.mark.parametrize("packed", [None, b"", b"\x00" * 77, b"\x01short"])
 def test_what_it_cannot_read_is_learned_anew(packed: bytes | None) -> None:
     assert Habits.unpack(packed) is None
@@ -151,4 +165,4 @@ def test_a_clock_that_was_set_back_does_no_harm() -> None:
     habits.learn([MONDAY + random.random()], MONDAY - 5 * DAY)
 
     assert sum(habits.hours) == pytest.approx(seen + 1)
-    assert habits.as_of == MONDAY
+    assert habits.as_of == MONDAY - 5 * DAY

@@ -563,6 +563,12 @@ def test_a_day_is_used_and_lasts_whatever_is_due_when(curve: list[float], due: l
     assert used >= 970
 
 
+def test_when_webhooks_stop_whoever_relied_on_them_is_polled_at_once() -> None:
+    """Their times are far away, with requests for everybody too."""
+    assert at(12, 0, Pace(deaf=True)) == Allowance(news=1000, background=511, early=511)
+    assert at(12, 0, Pace(price=1.0, curve=EVENING.curve, deaf=True)).early == 80
+
+
 def test_without_a_curve_nobody_is_taken_early() -> None:
     assert at(12, 0, EVENLY).early == 0
 
