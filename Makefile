@@ -46,6 +46,7 @@ test-slow: env  ## the tests that take longer: on PostgreSQL, kills at random, a
 
 bench: benchenv  ## measure, as ratios, in some minutes (benchmarks/README.md)
 	@benchmarks/.venv/bin/python benchmarks/tick.py
+	@benchmarks/.venv/bin/python -m benchmarks.compare
 
 lint: env  ## ruff, mypy, and which room imports which
 	@$(BIN)/ruff check .
