@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 
 from lifelogger.errors import BadRecord
 from lifelogger.http import Http
@@ -70,8 +70,8 @@ class Sweep:
         """Read from the newest down to the look-back's start; further if the last page brings it."""
         joined = self.backlog is not None and self.backlog[1] >= self.fresh_since
         self.since = self.backlog[0] if joined and self.backlog else self.fresh_since
-        expect = None if joined else self._expect()
-        window = base.Window(self.since, None, expect, self._floor(), self.began_at)
+        expect, floor = self._held(joined)
+        window = base.Window(self.since, None, expect, floor, self.began_at)
         self._begin(window)
         assert self.pages is not None
         for page in self.pages:
@@ -150,35 +150,60 @@ class Sweep:
             left = (self.backlog[0], min(self.backlog[1], reached))
         else:
             left = None
-        values: dict[str, Any] = {
-            "cursor": self.began_at,
-            "backlog_since": left and left[0],
-            "backlog_until": left and left[1],
-        }
-        if end:
-            values["ended_at"] = self.began_at
-        db.execute(update(Stream).where(Stream.id == self.stream_id).values(values))
+        db.execute(
+            ADVANCE,
+            {
+                "of": self.stream_id,
+                "cursor": self.began_at,
+                "backlog_since": left and left[0],
+                "backlog_until": left and left[1],
+                "ended_at": self.began_at if end else None,
+            },
+        )
         if end or reached <= self.since:
             self.backlog = left
 
-    def _expect(self) -> int:
-        """How many records of the look-back we hold."""
-        with self.rt.store.read() as db:
-            query = select(func.count()).where(*self._mine(), Record.ordered_at >= self.fresh_since)
-            return db.scalar(query) or 0
+    def _held(self, joined: bool) -> tuple[int | None, datetime | None]:
+        """How many records of the look-back we hold, and the oldest one, as far as that tells anything.
 
-    def _floor(self) -> datetime | None:
-        """The oldest record, when the list was read to its end not long ago and nothing is older."""
+        The oldest does when the list was read to its end not long ago, and nothing is older.
+        """
         ended, now = self.ended_at, self.began_at
-        if self.backlog or ended is None or not timedelta(0) <= now - ended < READ_TO_THE_END_EVERY:
-            return None
-        with self.rt.store.read() as db:
-            oldest = db.scalar(select(func.min(Record.ordered_at)).where(*self._mine()))
-        return oldest
-
-    def _mine(self) -> tuple[Any, ...]:
-        return (
-            Record.connection_id == self.connection_id,
-            Record.stream == self.stream.name,
-            Record.deleted_at.is_(None),
+        read_whole = (
+            not self.backlog
+            and ended is not None
+            and timedelta(0) <= now - ended < READ_TO_THE_END_EVERY
         )
+        if joined and not read_whole:
+            return None, None
+        values = {"of": self.connection_id, "stream": self.stream.name, "since": self.fresh_since}
+        with self.rt.store.read() as db:
+            held, oldest = db.execute(HELD, values).one()
+        return None if joined else held, oldest if read_whole else None
+
+
+def _held() -> Any:
+    mine = (
+        Record.connection_id == bindparam("of"),
+        Record.stream == bindparam("stream"),
+        Record.deleted_at.is_(None),
+    )
+    newer = select(func.count()).where(*mine, Record.ordered_at >= bindparam("since"))
+    oldest = select(func.min(Record.ordered_at)).where(*mine)
+    return select(newer.scalar_subquery(), oldest.scalar_subquery())
+
+
+# Built once: to build a statement takes as long as to run it.
+HELD = _held()
+ADVANCE = (
+    update(Stream.__table__)
+    .where(Stream.__table__.c.id == bindparam("of"))
+    .values(
+        cursor=bindparam("cursor"),
+        backlog_since=bindparam("backlog_since"),
+        backlog_until=bindparam("backlog_until"),
+        ended_at=func.coalesce(
+            bindparam("ended_at", type_=Stream.ended_at.type), Stream.__table__.c.ended_at
+        ),
+    )
+)

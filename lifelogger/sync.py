@@ -13,10 +13,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import and_, case, func, insert, or_, select, update
+from sqlalchemy import Update, and_, bindparam, case, exists, func, insert, or_, select, update
+from sqlalchemy.orm import aliased
 
 from lifelogger import leaving
 from lifelogger import runtime as processwide
@@ -93,9 +95,11 @@ def run(user_id: str, trigger: str = "asked", *, runtime: Runtime | None = None)
             for each in syncs:
                 each.history()
             done += [each.journal for each in syncs]
-            trigger = "tick"  # from now on only what became due meanwhile: news
-            if not due or any(each.journal.outcome == "interrupted" for each in syncs):
+            trigger = "tick"  # from now on only what became due meanwhile
+            if any(each.journal.outcome == "interrupted" for each in syncs):
                 break  # what has been taken over has its news from whoever took it
+            if not any(each.more for each in syncs):
+                break
     return done
 
 
@@ -106,59 +110,131 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
     long as a time-out, and the others should not wait for that.
     """
     now = rt.clock()
-    mine = [
-        Connection.user_id == user_id,
-        Connection.status == "active",
-        Connection.provider.in_(list(rt.enabled())),
-    ]
-    # A tick has claimed what the budgets can serve: what is due at other providers has its own turn.
-    its_turn = Connection.next_sync_at <= now
-    due = or_(Connection.claimed_at.is_not(None), and_(Connection.news_at.is_not(None), its_turn))
-    asked: dict[str, Any] = {}
-    if trigger not in ("tick", "news"):
-        # What a spent budget deferred is among them: the reserve is for whoever asks, and a no costs nothing.
-        due = or_(due, its_turn, Connection.failures == 0)
-        # Remembered until a sync ends well.
-        asked = {"news_at": func.coalesce(Connection.news_at, now), "news_streams": None}
+    values = {
+        "user": user_id,
+        "now": now,
+        "lease_ends": now + timedelta(seconds=rt.settings.sync.lease_seconds),
+        "hint_after": now + HINTED_EVERY,
+    }
+    asked = trigger not in ("tick", "news")
     with rt.store.write() as db:
-        rows = db.execute(
-            update(Connection)
-            .where(*mine, due)
-            .values(
-                fence=Connection.fence + 1,
-                claimed_at=func.coalesce(Connection.claimed_at, now),
-                next_sync_at=now + timedelta(seconds=rt.settings.sync.lease_seconds),
-                hint_after=case(
-                    (Connection.news_streams.is_(None), Connection.hint_after), else_=now + HINTED_EVERY
-                ),
-                **asked,
-            )
-            .returning(
-                Connection.id,
-                Connection.provider,
-                Connection.scopes,
-                Connection.fence,
-                Connection.news_at,
-                Connection.news_streams,
-                Connection.deauthorised_at,
-                Connection.failures,
-                Connection.claimed_at,
-            )
-        ).all()
-        if not rows:
-            return []
-        db.execute(
-            update(SyncRun)
-            .where(SyncRun.connection_id.in_([row.id for row in rows]), SyncRun.outcome == "running")
-            .values(outcome="interrupted", ended_at=now, message="Its worker stopped before it was done.")
-        )
+        rows = db.execute(taking(tuple(rt.enabled()), asked), values).all()
         found = []
         for row in sorted(rows, key=lambda each: (each.failures, each.id)):
             asked_by = trigger if row.news_streams is None else "news"
-            journal = {"connection_id": row.id, "trigger": asked_by, "started_at": now, "outcome": "running"}
-            run_id = db.scalar(insert(SyncRun).values(journal).returning(SyncRun.id))
-            found.append({**row._mapping, "run_id": run_id, "started_at": now})
+            db.execute(INTERRUPTED, {"of": row.id, "now": now})
+            run_id = db.execute(BEGUN, {"of": row.id, "by": asked_by, "now": now}).scalar_one()
+            states = {state.name: state for state in db.execute(STREAMS, {"of": row.id})}
+            found.append({**row._mapping, "run_id": run_id, "started_at": now, "states": states})
     return found
+
+
+# Statements are built once: to build one takes as long as to run it.
+
+
+@cache
+def taking(providers: tuple[str, ...], asked: bool) -> Update:
+    """The statement that takes a user's connections: those that are due, and if `asked` all that can be."""
+    of, now = Connection.__table__.c, bindparam("now", type_=Connection.next_sync_at.type)
+    # A tick has claimed what the budgets can serve: what is due at other providers has its own turn.
+    its_turn = of.next_sync_at <= now
+    due = or_(of.claimed_at.is_not(None), and_(of.news_at.is_not(None), its_turn))
+    wish: dict[str, Any] = {}
+    if asked:
+        # What a spent budget deferred is among them: the reserve is for whoever asks, and a no costs nothing.
+        due = or_(due, its_turn, of.failures == 0)
+        # Remembered until a sync ends well.
+        wish = {"news_at": func.coalesce(of.news_at, now), "news_streams": None}
+    return (
+        update(Connection.__table__)
+        .where(of.user_id == bindparam("user"), of.status == "active", of.provider.in_(providers), due)
+        .values(
+            fence=of.fence + 1,
+            claimed_at=func.coalesce(of.claimed_at, now),
+            next_sync_at=bindparam("lease_ends"),
+            hint_after=case((of.news_streams.is_(None), of.hint_after), else_=bindparam("hint_after")),
+            **wish,
+        )
+        .returning(
+            of.id,
+            of.provider,
+            of.scopes,
+            of.fence,
+            of.access_token,
+            of.token_expires_at,
+            of.news_at,
+            of.news_streams,
+            of.deauthorised_at,
+            of.failures,
+            of.claimed_at,
+        )
+    )
+
+
+def _journal() -> tuple[Any, Any, Any]:
+    """What closes the row of a sync that was never heard of, what opens one, and what closes it."""
+    of = SyncRun.__table__.c
+    interrupted = (
+        update(SyncRun.__table__)
+        .where(of.connection_id == bindparam("of"), of.outcome == "running")
+        .values(
+            outcome="interrupted",
+            ended_at=bindparam("now"),
+            message="Its worker stopped before it was done.",
+        )
+    )
+    begun = insert(SyncRun.__table__).values(
+        connection_id=bindparam("of"), trigger=bindparam("by"), started_at=bindparam("now"), outcome="running"
+    )
+    names = ("ended_at", "outcome", "message", "requests", "inserted", "updated", "deleted", "quarantined")
+    ended = (
+        update(SyncRun.__table__)
+        .where(of.id == bindparam("run"))
+        .values({name: bindparam(name) for name in names})
+    )
+    return interrupted, begun.returning(of.id), ended
+
+
+INTERRUPTED, BEGUN, ENDED = _journal()
+STREAMS = select(Stream.__table__).where(Stream.connection_id == bindparam("of"))
+OURS = (
+    select(Connection.id)
+    .where(Connection.id == bindparam("of"), Connection.fence == bindparam("fence"))
+    .with_for_update(key_share=True)
+)
+"""Locks the row of a connection that is still ours."""
+
+
+def _news() -> Any:
+    """The news of such a row, and whether something else of the user is due."""
+    other = aliased(Connection)
+    due = and_(other.news_at.is_not(None), other.next_sync_at <= bindparam("now"))
+    waits = exists().where(
+        other.user_id == Connection.user_id,
+        other.id != Connection.id,
+        other.status == "active",
+        or_(other.claimed_at.is_not(None), due),
+    )
+    return OURS.with_only_columns(
+        Connection.news_at,
+        Connection.news_streams,
+        Connection.hint_after,
+        Connection.deauthorised_at,
+        waits.label("others"),
+    )
+
+
+OUR_NEWS = _news()
+
+
+@cache
+def changing(names: frozenset[str]) -> Update:
+    """The statement that sets these columns of a connection."""
+    return (
+        update(Connection.__table__)
+        .where(Connection.__table__.c.id == bindparam("of"))
+        .values({name: bindparam(f"new_{name}") for name in names})
+    )
 
 
 class ConnectionSync:
@@ -180,6 +256,8 @@ class ConnectionSync:
         self.until: datetime | None = None
         """When it is tried again, of a sync that did not end well."""
         self.ended = False
+        self.more = False
+        """Whether something of the user became due meanwhile, whose message found the lock taken."""
         self.held = False
         """Whether the budget has no more for history."""
 
@@ -257,7 +335,7 @@ class ConnectionSync:
             rt.settings.http,
             rt.budget,
             connection_id,
-            tokens.access(connection_id),
+            tokens.usable(connection_id, self.row["access_token"], self.row["token_expires_at"]),
             lambda refused: tokens.refresh(connection_id, refused=refused),
             rt.clock,
         )
@@ -311,10 +389,7 @@ class ConnectionSync:
     def _open(self, http: Http) -> list[Sweep]:
         """The sweeps of the streams that are on: their scope was granted, and nothing refused them lately."""
         granted, now = set(self.row["scopes"]), self.row["started_at"]
-        with self.rt.store.read() as db:
-            query = select(Stream.__table__).where(Stream.connection_id == self.row["id"])
-            states = {state.name: state for state in db.execute(query)}
-        sweeps = []
+        states, sweeps = self.row["states"], []
         for stream in self.provider.streams:
             if not stream.wanted(self.settings):
                 continue
@@ -363,16 +438,17 @@ class ConnectionSync:
             self.fenced(db)
             return db.execute(statement).one()
 
-    def fenced(self, db: Database) -> None:
-        """Raise `LockLost` unless the user is still ours, `TakenOver` unless the connection is."""
+    def fenced(self, db: Database, look: Any = OURS) -> Any:
+        """Raise `LockLost` unless the user is still ours, `TakenOver` unless the connection is.
+
+        Nobody can take it over until this transaction ends. Returns what `look` reads of it.
+        """
         self.lock.check()
-        touched = db.execute(
-            update(Connection)
-            .where(Connection.id == self.row["id"], Connection.fence == self.row["fence"])
-            .values(updated_at=self.rt.clock())
-        )
-        if touched.rowcount != 1:
+        values = {"of": self.row["id"], "fence": self.row["fence"], "now": self.rt.clock()}
+        ours = db.execute(look, values).one_or_none()
+        if ours is None:
             raise TakenOver("a newer sync has taken over, or the connection is gone")
+        return ours
 
     def _back_off(self) -> datetime:
         """When a failed connection is tried again: doubling, with jitter so that not all come at once."""
@@ -396,17 +472,10 @@ class ConnectionSync:
         elif run.outcome == "ok" and len(self.off) == len(wanted):
             run.outcome, until = "deferred", now + REFUSED_FOR  # nothing of it could be read
         with self.rt.store.write() as db:
-            self.fenced(db)
-            news = db.execute(
-                select(
-                    Connection.news_at,
-                    Connection.news_streams,
-                    Connection.hint_after,
-                    Connection.deauthorised_at,
-                ).where(Connection.id == run.connection_id)
-            ).one()
+            news = self.fenced(db, OUR_NEWS)
             left = False
             more_news = news.news_at is not None and news.news_at != self.row["news_at"]
+            self.more = more_news or news.others
             values: dict[str, Any] = {"claimed_at": None, "wait_reason": None, "updated_at": now}
             if run.outcome == "ok":
                 # History goes on at the next tick, whenever that is; when the budget is short, with the next
@@ -428,21 +497,22 @@ class ConnectionSync:
                 failed = run.outcome == "failed"
                 values |= {"next_sync_at": until, "wait_reason": run.message}
                 values |= {"failures": self.row["failures"] + 1} if failed else {}
-            db.execute(update(Connection).where(Connection.id == run.connection_id).values(values))
+            new = {f"new_{name}": value for name, value in values.items()}
+            db.execute(changing(frozenset(values)), {"of": run.connection_id, **new})
             counts = run.counts
             db.execute(
-                update(SyncRun)
-                .where(SyncRun.id == run.id)
-                .values(
-                    ended_at=now,
-                    outcome=run.outcome,
-                    message=run.message,
-                    requests=run.requests,
-                    inserted=counts.inserted,
-                    updated=counts.updated,
-                    deleted=counts.deleted,
-                    quarantined=counts.quarantined,
-                )
+                ENDED,
+                {
+                    "run": run.id,
+                    "ended_at": now,
+                    "outcome": run.outcome,
+                    "message": run.message,
+                    "requests": run.requests,
+                    "inserted": counts.inserted,
+                    "updated": counts.updated,
+                    "deleted": counts.deleted,
+                    "quarantined": counts.quarantined,
+                },
             )
         if left:  # a webhook said so, and the request that was made to find out has found it so
             leaving.end_deauthorised(self.rt, run.connection_id)

@@ -16,9 +16,16 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 
 from lifelogger.store.models import Connection, Erasure, Feed, Record
+
+
+TAKE = (
+    update(Feed.__table__)
+    .values(newest=Feed.__table__.c.newest + bindparam("number"))
+    .returning(Feed.__table__.c.newest)
+)
 
 
 def take(db: Database, number: int) -> range:
@@ -26,9 +33,7 @@ def take(db: Database, number: int) -> range:
 
     Whoever also locks connections locks them first: two writers in two orders would wait for each other.
     """
-    newest: int = db.execute(
-        update(Feed).values(newest=Feed.newest + number).returning(Feed.newest)
-    ).scalar_one()
+    newest: int = db.execute(TAKE, {"number": number}).scalar_one()
     return range(newest - number + 1, newest + 1)
 
 
