@@ -360,6 +360,14 @@ class Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
 
+    def merge_environment_settings(self, url: Any, *settings: Any) -> Any:
+        """Proxies and certificates as the environment has them: read once for each host."""
+        parts = urlsplit(url)
+        at = (parts.scheme, parts.netloc)
+        if at not in self.environment:
+            self.environment[at] = super().merge_environment_settings(url, *settings)
+        return dict(self.environment[at])
+
 
 _of_thread = threading.local()
 
@@ -372,4 +380,5 @@ def session() -> requests.Session:
         found.auth = lambda request: request  # a token call has none: without one `.netrc` would be asked
         found.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         found.headers["User-Agent"] = "lifelogger"
+        found.environment = {}
     return found

@@ -13,13 +13,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import bindparam, func, update
 
 from lifelogger.errors import BadRecord
 from lifelogger.http import Http
 from lifelogger.providers import base
 from lifelogger.runtime import Runtime
-from lifelogger.store.models import Record, Stream
+from lifelogger.store import Prepared
+from lifelogger.store.models import Stream
 from lifelogger.store.pages import Counts, Item, TooDeep, delete_missing, write_items
 
 READ_TO_THE_END_EVERY = timedelta(days=1)
@@ -46,6 +47,7 @@ class Sweep:
         self.rt, self.provider, self.http, self.fenced = rt, provider, http, fenced
         self.stream, self.stream_id, self.connection_id = stream, state.id, state.connection_id
         self.began_at, self.ended_at = now, state.ended_at
+        self.newer, self.oldest = state.newer, state.oldest
         self.counts = Counts()
         settings = rt.settings.sync
         if state.cursor is None:
@@ -70,8 +72,8 @@ class Sweep:
         """Read from the newest down to the look-back's start; further if the last page brings it."""
         joined = self.backlog is not None and self.backlog[1] >= self.fresh_since
         self.since = self.backlog[0] if joined and self.backlog else self.fresh_since
-        expect, floor = self._held(joined)
-        window = base.Window(self.since, None, expect, floor, self.began_at)
+        expect = None if joined else self.newer
+        window = base.Window(self.since, None, expect, self._floor(), self.began_at)
         self._begin(window)
         assert self.pages is not None
         for page in self.pages:
@@ -150,52 +152,28 @@ class Sweep:
             left = (self.backlog[0], min(self.backlog[1], reached))
         else:
             left = None
-        db.execute(
-            ADVANCE,
-            {
-                "of": self.stream_id,
-                "cursor": self.began_at,
-                "backlog_since": left and left[0],
-                "backlog_until": left and left[1],
-                "ended_at": self.began_at if end else None,
-            },
+        ADVANCE(
+            db,
+            of=self.stream_id,
+            cursor=self.began_at,
+            backlog_since=left and left[0],
+            backlog_until=left and left[1],
+            ended_at=self.began_at if end else None,
         )
         if end or reached <= self.since:
             self.backlog = left
 
-    def _held(self, joined: bool) -> tuple[int | None, datetime | None]:
-        """How many records of the look-back we hold, and the oldest one, as far as that tells anything.
-
-        The oldest does when the list was read to its end not long ago, and nothing is older.
-        """
+    def _floor(self) -> datetime | None:
+        """The oldest record, when the list was read to its end not long ago and nothing is older."""
         ended, now = self.ended_at, self.began_at
-        read_whole = (
-            not self.backlog
-            and ended is not None
-            and timedelta(0) <= now - ended < READ_TO_THE_END_EVERY
-        )
-        if joined and not read_whole:
-            return None, None
-        values = {"of": self.connection_id, "stream": self.stream.name, "since": self.fresh_since}
-        with self.rt.store.read() as db:
-            held, oldest = db.execute(HELD, values).one()
-        return None if joined else held, oldest if read_whole else None
-
-
-def _held() -> Any:
-    mine = (
-        Record.connection_id == bindparam("of"),
-        Record.stream == bindparam("stream"),
-        Record.deleted_at.is_(None),
-    )
-    newer = select(func.count()).where(*mine, Record.ordered_at >= bindparam("since"))
-    oldest = select(func.min(Record.ordered_at)).where(*mine)
-    return select(newer.scalar_subquery(), oldest.scalar_subquery())
+        if self.backlog or ended is None or not timedelta(0) <= now - ended < READ_TO_THE_END_EVERY:
+            return None
+        oldest: datetime | None = self.oldest
+        return oldest
 
 
 # Built once: to build a statement takes as long as to run it.
-HELD = _held()
-ADVANCE = (
+ADVANCE = Prepared(
     update(Stream.__table__)
     .where(Stream.__table__.c.id == bindparam("of"))
     .values(

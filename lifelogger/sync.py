@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import Update, and_, bindparam, case, exists, func, insert, or_, select, update
+from sqlalchemy import and_, bindparam, case, exists, false, func, insert, or_, select, update
 from sqlalchemy.orm import aliased
 
 from lifelogger import leaving
@@ -37,7 +37,8 @@ from lifelogger.http import Http
 from lifelogger.mutex import Lock
 from lifelogger.providers import base
 from lifelogger.runtime import Runtime
-from lifelogger.store.models import Connection, Stream, SyncRun
+from lifelogger.store import Prepared
+from lifelogger.store.models import Connection, Record, Stream, SyncRun
 from lifelogger.store.pages import Counts
 from lifelogger.sweep import Sweep
 from lifelogger.tokens import Tokens, needs_reauth
@@ -117,15 +118,18 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
         "hint_after": now + HINTED_EVERY,
     }
     asked = trigger not in ("tick", "news")
+    since = now - timedelta(days=rt.settings.sync.lookback_days)
     with rt.store.write() as db:
-        rows = db.execute(taking(tuple(rt.enabled()), asked), values).all()
+        rows = taking(tuple(rt.enabled()), asked)(db, **values)
         found = []
         for row in sorted(rows, key=lambda each: (each.failures, each.id)):
             asked_by = trigger if row.news_streams is None else "news"
-            db.execute(INTERRUPTED, {"of": row.id, "now": now})
-            run_id = db.execute(BEGUN, {"of": row.id, "by": asked_by, "now": now}).scalar_one()
-            states = {state.name: state for state in db.execute(STREAMS, {"of": row.id})}
-            found.append({**row._mapping, "run_id": run_id, "started_at": now, "states": states})
+            if row.unended:
+                INTERRUPTED(db, of=row.id, now=now)
+            [(run_id,)] = BEGUN(db, of=row.id, by=asked_by, now=now)
+            states = {state.name: state for state in STREAMS(db, of=row.id, since=since)}
+            opened = {"run_id": run_id, "started_at": now, "since": since, "states": states}
+            found.append({**row._asdict(), **opened})
     return found
 
 
@@ -133,11 +137,12 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
 
 
 @cache
-def taking(providers: tuple[str, ...], asked: bool) -> Update:
+def taking(providers: tuple[str, ...], asked: bool) -> Prepared:
     """The statement that takes a user's connections: those that are due, and if `asked` all that can be."""
     of, now = Connection.__table__.c, bindparam("now", type_=Connection.next_sync_at.type)
     # A tick has claimed what the budgets can serve: what is due at other providers has its own turn.
     its_turn = of.next_sync_at <= now
+    enabled = or_(false(), *(of.provider == name for name in providers))
     due = or_(of.claimed_at.is_not(None), and_(of.news_at.is_not(None), its_turn))
     wish: dict[str, Any] = {}
     if asked:
@@ -145,9 +150,9 @@ def taking(providers: tuple[str, ...], asked: bool) -> Update:
         due = or_(due, its_turn, of.failures == 0)
         # Remembered until a sync ends well.
         wish = {"news_at": func.coalesce(of.news_at, now), "news_streams": None}
-    return (
+    return Prepared(
         update(Connection.__table__)
-        .where(of.user_id == bindparam("user"), of.status == "active", of.provider.in_(providers), due)
+        .where(of.user_id == bindparam("user"), of.status == "active", enabled, due)
         .values(
             fence=of.fence + 1,
             claimed_at=func.coalesce(of.claimed_at, now),
@@ -167,6 +172,7 @@ def taking(providers: tuple[str, ...], asked: bool) -> Update:
             of.deauthorised_at,
             of.failures,
             of.claimed_at,
+            exists().where(SyncRun.connection_id == of.id, SyncRun.outcome == "running").label("unended"),
         )
     )
 
@@ -184,7 +190,11 @@ def _journal() -> tuple[Any, Any, Any]:
         )
     )
     begun = insert(SyncRun.__table__).values(
-        connection_id=bindparam("of"), trigger=bindparam("by"), started_at=bindparam("now"), outcome="running"
+        connection_id=bindparam("of"),
+        trigger=bindparam("by"),
+        started_at=bindparam("now"),
+        outcome="running",
+        **dict.fromkeys(("requests", "inserted", "updated", "deleted", "quarantined"), 0),
     )
     names = ("ended_at", "outcome", "message", "requests", "inserted", "updated", "deleted", "quarantined")
     ended = (
@@ -192,16 +202,32 @@ def _journal() -> tuple[Any, Any, Any]:
         .where(of.id == bindparam("run"))
         .values({name: bindparam(name) for name in names})
     )
-    return interrupted, begun.returning(of.id), ended
+    return Prepared(interrupted), Prepared(begun.returning(of.id)), Prepared(ended)
 
 
 INTERRUPTED, BEGUN, ENDED = _journal()
-STREAMS = select(Stream.__table__).where(Stream.connection_id == bindparam("of"))
-OURS = (
+
+
+def _streams() -> Any:
+    """The streams of a connection, how many records each has in the look-back, and its oldest one."""
+    mine = (
+        Record.connection_id == Stream.connection_id,
+        Record.stream == Stream.name,
+        Record.deleted_at.is_(None),
+    )
+    newer = select(func.count()).where(*mine, Record.ordered_at >= bindparam("since")).scalar_subquery()
+    oldest = select(func.min(Record.ordered_at)).where(*mine).scalar_subquery()
+    columns = (Stream.__table__, newer.label("newer"), oldest.label("oldest"))
+    return select(*columns).where(Stream.connection_id == bindparam("of"))
+
+
+STREAMS = Prepared(_streams())
+_OURS = (
     select(Connection.id)
     .where(Connection.id == bindparam("of"), Connection.fence == bindparam("fence"))
     .with_for_update(key_share=True)
 )
+OURS = Prepared(_OURS)
 """Locks the row of a connection that is still ours."""
 
 
@@ -215,7 +241,7 @@ def _news() -> Any:
         other.status == "active",
         or_(other.claimed_at.is_not(None), due),
     )
-    return OURS.with_only_columns(
+    return _OURS.with_only_columns(
         Connection.news_at,
         Connection.news_streams,
         Connection.hint_after,
@@ -224,13 +250,13 @@ def _news() -> Any:
     )
 
 
-OUR_NEWS = _news()
+OUR_NEWS = Prepared(_news())
 
 
 @cache
-def changing(names: frozenset[str]) -> Update:
+def changing(names: frozenset[str]) -> Prepared:
     """The statement that sets these columns of a connection."""
-    return (
+    return Prepared(
         update(Connection.__table__)
         .where(Connection.__table__.c.id == bindparam("of"))
         .values({name: bindparam(f"new_{name}") for name in names})
@@ -433,22 +459,23 @@ class ConnectionSync:
         statement = self.rt.store.insert(Stream.__table__).values(values)
         statement = statement.on_conflict_do_update(
             index_elements=["connection_id", "name"], set_={"off_reason": reason, "off_until": until}
-        ).returning(Stream.__table__)
+        )
         with self.rt.store.write() as db:
             self.fenced(db)
-            return db.execute(statement).one()
+            db.execute(statement)
+            states = STREAMS(db, of=self.row["id"], since=self.row["since"])
+        return next(state for state in states if state.name == stream.name)
 
-    def fenced(self, db: Database, look: Any = OURS) -> Any:
+    def fenced(self, db: Database, look: Prepared = OURS, **values: Any) -> Any:
         """Raise `LockLost` unless the user is still ours, `TakenOver` unless the connection is.
 
         Nobody can take it over until this transaction ends. Returns what `look` reads of it.
         """
         self.lock.check()
-        values = {"of": self.row["id"], "fence": self.row["fence"], "now": self.rt.clock()}
-        ours = db.execute(look, values).one_or_none()
-        if ours is None:
+        ours = look(db, of=self.row["id"], fence=self.row["fence"], **values)
+        if not ours:
             raise TakenOver("a newer sync has taken over, or the connection is gone")
-        return ours
+        return ours[0]
 
     def _back_off(self) -> datetime:
         """When a failed connection is tried again: doubling, with jitter so that not all come at once."""
@@ -472,7 +499,7 @@ class ConnectionSync:
         elif run.outcome == "ok" and len(self.off) == len(wanted):
             run.outcome, until = "deferred", now + REFUSED_FOR  # nothing of it could be read
         with self.rt.store.write() as db:
-            news = self.fenced(db, OUR_NEWS)
+            news = self.fenced(db, OUR_NEWS, now=now)
             left = False
             more_news = news.news_at is not None and news.news_at != self.row["news_at"]
             self.more = more_news or news.others
@@ -498,21 +525,19 @@ class ConnectionSync:
                 values |= {"next_sync_at": until, "wait_reason": run.message}
                 values |= {"failures": self.row["failures"] + 1} if failed else {}
             new = {f"new_{name}": value for name, value in values.items()}
-            db.execute(changing(frozenset(values)), {"of": run.connection_id, **new})
+            changing(frozenset(values))(db, of=run.connection_id, **new)
             counts = run.counts
-            db.execute(
-                ENDED,
-                {
-                    "run": run.id,
-                    "ended_at": now,
-                    "outcome": run.outcome,
-                    "message": run.message,
-                    "requests": run.requests,
-                    "inserted": counts.inserted,
-                    "updated": counts.updated,
-                    "deleted": counts.deleted,
-                    "quarantined": counts.quarantined,
-                },
+            ENDED(
+                db,
+                run=run.id,
+                ended_at=now,
+                outcome=run.outcome,
+                message=run.message,
+                requests=run.requests,
+                inserted=counts.inserted,
+                updated=counts.updated,
+                deleted=counts.deleted,
+                quarantined=counts.quarantined,
             )
         if left:  # a webhook said so, and the request that was made to find out has found it so
             leaving.end_deauthorised(self.rt, run.connection_id)

@@ -18,10 +18,10 @@ from typing import Any
 from sqlalchemy import Connection as Database
 from sqlalchemy import bindparam, func, insert, select, update
 
+from lifelogger.store.engine import Prepared
 from lifelogger.store.models import Connection, Erasure, Feed, Record
 
-
-TAKE = (
+TAKE = Prepared(
     update(Feed.__table__)
     .values(newest=Feed.__table__.c.newest + bindparam("number"))
     .returning(Feed.__table__.c.newest)
@@ -33,7 +33,8 @@ def take(db: Database, number: int) -> range:
 
     Whoever also locks connections locks them first: two writers in two orders would wait for each other.
     """
-    newest: int = db.execute(TAKE, {"number": number}).scalar_one()
+    newest: int
+    [(newest,)] = TAKE(db, number=number)
     return range(newest - number + 1, newest + 1)
 
 

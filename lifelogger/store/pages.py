@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import Record as Normal
 from lifelogger.store import feed
-from lifelogger.store.engine import Store
+from lifelogger.store.engine import Prepared, Store
 from lifelogger.store.models import Quarantined, Record
 
 NORMAL = tuple(each.name for each in fields(Normal))
@@ -155,16 +155,16 @@ def digests(db: Connection, connection_id: int, stream: str, keys: Iterable[str]
     if not (wanted := list(keys)):
         return {}
     sqlite = db.dialect.name == "sqlite"
-    values = {"of": connection_id, "stream": stream, "keys": listed(wanted, sqlite)}
-    return {row.external_id: row.digest for row in db.execute(statements(sqlite).known, values)}
+    rows = statements(sqlite).known(db, of=connection_id, stream=stream, keys=listed(wanted, sqlite))
+    return {row.external_id: row.digest for row in rows}
 
 
 class Statements(NamedTuple):
     """What is run for each page, built once: to build a statement takes as long as to run it."""
 
-    known: Executable
+    known: Prepared
     upsert: Executable
-    mend: Executable
+    mend: Prepared
 
 
 @cache
@@ -183,8 +183,8 @@ def statements(is_sqlite: bool) -> Statements:
             set_={name: upsert.excluded[name] for name in OVERWRITTEN},
         )
     else:
-        # A page is one parameter, which the database takes apart: rows one by one take half as long again. Not
-        # `jsonb`, and `raw` is a text in it, so that a \\u0000 in a payload stays the six characters that it is.
+        # A page is one parameter, which the database takes apart: rows one by one take half as long again.
+        # Not `jsonb`, and `raw` is a text in it: a \\u0000 in a payload stays the six characters that it is.
         names = ", ".join(written)
         upsert = text(
             f"INSERT INTO records ({names}) SELECT {names} FROM json_populate_recordset(NULL::records, :page)"
@@ -192,9 +192,13 @@ def statements(is_sqlite: bool) -> Statements:
             + ", ".join(f"{name} = excluded.{name}" for name in OVERWRITTEN)
         )
     return Statements(
-        known=select(of.external_id, of.digest).where(*here, one_of(of.external_id, "keys", is_sqlite)),
+        known=Prepared(
+            select(of.external_id, of.digest).where(*here, one_of(of.external_id, "keys", is_sqlite))
+        ),
         upsert=upsert,
-        mend=delete(Quarantined.__table__).where(*there, one_of(bad.external_id, "keys", is_sqlite)),
+        mend=Prepared(
+            delete(Quarantined.__table__).where(*there, one_of(bad.external_id, "keys", is_sqlite))
+        ),
     )
 
 
@@ -237,9 +241,7 @@ def quarantine(
     mended = {item.external_id for item in items if item.record} - {row["external_id"] for row in bad}
     if mended:
         keys = listed(mended, store.is_sqlite)
-        db.execute(
-            statements(store.is_sqlite).mend, {"of": connection_id, "stream": stream, "keys": keys}
-        )
+        statements(store.is_sqlite).mend(db, of=connection_id, stream=stream, keys=keys)
     if not bad:
         return 0
     seen = {(row.digest) for row in db.execute(
@@ -255,13 +257,13 @@ def quarantine(
     return len(fresh)
 
 
-THERE = select(Record.id, Record.external_id).where(
+_there = select(Record.id, Record.external_id).where(
     Record.connection_id == bindparam("of"),
     Record.stream == bindparam("stream"),
     Record.ordered_at >= bindparam("since"),
     Record.deleted_at.is_(None),
 )
-THERE_BELOW = THERE.where(Record.ordered_at < bindparam("until"))
+THERE, THERE_BELOW = Prepared(_there), Prepared(_there.where(Record.ordered_at < bindparam("until")))
 
 
 def delete_missing(
@@ -279,9 +281,11 @@ def delete_missing(
     The row stays as a mark that there was one (the values and the payload go), so that readers
     who follow the changes learn of the deletion.
     """
-    values = {"of": connection_id, "stream": stream, "since": since, "until": until}
-    there = THERE if until is None else THERE_BELOW
-    gone = [row.id for row in db.execute(there, values) if row.external_id not in present]
+    if until is None:
+        rows = THERE(db, of=connection_id, stream=stream, since=since)
+    else:
+        rows = THERE_BELOW(db, of=connection_id, stream=stream, since=since, until=until)
+    gone = [row.id for row in rows if row.external_id not in present]
     if gone:
         cleared = {name: None for name in VALUES if name not in KEPT_OF_A_DELETED}
         db.execute(
