@@ -357,6 +357,11 @@ class Bearer(requests.auth.AuthBase):
 class Session(requests.Session):
     """Leaves redirects to us: even told not to follow one, `requests` reads its whole body and parses it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.environment: dict[tuple[str, str], Mapping[str, Any]] = {}
+        """What holds for each host (scheme, address)."""
+
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
 
@@ -380,5 +385,4 @@ def session() -> requests.Session:
         found.auth = lambda request: request  # a token call has none: without one `.netrc` would be asked
         found.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         found.headers["User-Agent"] = "lifelogger"
-        found.environment = {}
     return found

@@ -19,7 +19,7 @@ from lifelogger.errors import BadRecord
 from lifelogger.http import Http
 from lifelogger.providers import base
 from lifelogger.runtime import Runtime
-from lifelogger.store import Prepared
+from lifelogger.store import Prepared, table
 from lifelogger.store.models import Stream
 from lifelogger.store.pages import Counts, Item, TooDeep, delete_missing, write_items
 
@@ -174,7 +174,7 @@ class Sweep:
 
 # Built once: to build a statement takes as long as to run it.
 ADVANCE = Prepared(
-    update(Stream.__table__)
+    update(table(Stream))
     .where(Stream.__table__.c.id == bindparam("of"))
     .values(
         cursor=bindparam("cursor"),

@@ -37,7 +37,7 @@ from lifelogger.http import Http
 from lifelogger.mutex import Lock
 from lifelogger.providers import base
 from lifelogger.runtime import Runtime
-from lifelogger.store import Prepared
+from lifelogger.store import Prepared, table
 from lifelogger.store.models import Connection, Record, Stream, SyncRun
 from lifelogger.store.pages import Counts
 from lifelogger.sweep import Sweep
@@ -151,7 +151,7 @@ def taking(providers: tuple[str, ...], asked: bool) -> Prepared:
         # Remembered until a sync ends well.
         wish = {"news_at": func.coalesce(of.news_at, now), "news_streams": None}
     return Prepared(
-        update(Connection.__table__)
+        update(table(Connection))
         .where(of.user_id == bindparam("user"), of.status == "active", enabled, due)
         .values(
             fence=of.fence + 1,
@@ -181,7 +181,7 @@ def _journal() -> tuple[Any, Any, Any]:
     """What closes the row of a sync that was never heard of, what opens one, and what closes it."""
     of = SyncRun.__table__.c
     interrupted = (
-        update(SyncRun.__table__)
+        update(table(SyncRun))
         .where(of.connection_id == bindparam("of"), of.outcome == "running")
         .values(
             outcome="interrupted",
@@ -189,7 +189,7 @@ def _journal() -> tuple[Any, Any, Any]:
             message="Its worker stopped before it was done.",
         )
     )
-    begun = insert(SyncRun.__table__).values(
+    begun = insert(table(SyncRun)).values(
         connection_id=bindparam("of"),
         trigger=bindparam("by"),
         started_at=bindparam("now"),
@@ -198,7 +198,7 @@ def _journal() -> tuple[Any, Any, Any]:
     )
     names = ("ended_at", "outcome", "message", "requests", "inserted", "updated", "deleted", "quarantined")
     ended = (
-        update(SyncRun.__table__)
+        update(table(SyncRun))
         .where(of.id == bindparam("run"))
         .values({name: bindparam(name) for name in names})
     )
@@ -257,7 +257,7 @@ OUR_NEWS = Prepared(_news())
 def changing(names: frozenset[str]) -> Prepared:
     """The statement that sets these columns of a connection."""
     return Prepared(
-        update(Connection.__table__)
+        update(table(Connection))
         .where(Connection.__table__.c.id == bindparam("of"))
         .values({name: bindparam(f"new_{name}") for name in names})
     )
@@ -456,7 +456,7 @@ class ConnectionSync:
             "off_reason": reason,
             "off_until": until,
         }
-        statement = self.rt.store.insert(Stream.__table__).values(values)
+        statement = self.rt.store.insert(table(Stream)).values(values)
         statement = statement.on_conflict_do_update(
             index_elements=["connection_id", "name"], set_={"off_reason": reason, "off_until": until}
         )

@@ -73,6 +73,13 @@ class Store:
         self.engine.dispose()
 
 
+def table(model: Any) -> Table:
+    """The table of a model, for statements that know nothing of objects."""
+    found = model.__table__
+    assert isinstance(found, Table)
+    return found
+
+
 class Prepared:
     """A statement of the hot path: built and compiled once, then handed to the driver as it is.
 
@@ -110,7 +117,7 @@ class _Compiled:
             name: self._converted(name, bind.value) for name, bind in binds.items() if not bind.required
         }
         columns = tuple(statement.exported_columns)
-        self.row = namedtuple("Row", [each.name for each in columns]) if columns else None  # type: ignore[misc]
+        self.row = namedtuple("Row", [each.name for each in columns]) if columns else None
         types = [each.type.dialect_impl(dialect) for each in columns]
         self.read = [
             (at, of) for at, kind in enumerate(types) if (of := kind.result_processor(dialect, None))

@@ -18,11 +18,11 @@ from typing import Any
 from sqlalchemy import Connection as Database
 from sqlalchemy import bindparam, func, insert, select, update
 
-from lifelogger.store.engine import Prepared
+from lifelogger.store.engine import Prepared, table
 from lifelogger.store.models import Connection, Erasure, Feed, Record
 
 TAKE = Prepared(
-    update(Feed.__table__)
+    update(table(Feed))
     .values(newest=Feed.__table__.c.newest + bindparam("number"))
     .returning(Feed.__table__.c.newest)
 )

@@ -12,7 +12,6 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    Column,
     ColumnElement,
     Connection,
     Executable,
@@ -34,13 +33,14 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import Record as Normal
 from lifelogger.store import feed
-from lifelogger.store.engine import Prepared, Store
+from lifelogger.store.engine import Prepared, Store, table
 from lifelogger.store.models import Quarantined, Record
 
 NORMAL = tuple(each.name for each in fields(Normal))
 VALUES = tuple(name for name in NORMAL if name != "external_id")
 OVERWRITTEN = (*VALUES, "raw", "digest", "deleted_at", "updated_at", "change")
 normal = attrgetter(*NORMAL)
+canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 MOST_DEPTH = 500
 """Levels of nesting that we keep: Python reads and writes JSON by recursion, up to 1000 calls deep in all."""
 KEPT_OF_A_DELETED = {"kind", "ordered_at"}
@@ -72,7 +72,7 @@ class TooDeep(LifeloggerError):
 def text_of(raw: Any) -> str:
     trouble = False
     try:
-        text = json.dumps(raw, sort_keys=True, separators=(",", ":"))
+        text = canonical.encode(raw)
         # Nesting needs brackets, so only what has that many is looked at.
         trouble = text.count("{") + text.count("[") > MOST_DEPTH and is_deeper(raw, MOST_DEPTH)
     except RecursionError:
@@ -143,7 +143,9 @@ def write_items(
         if store.is_sqlite:
             db.execute(statements(True).upsert, rows)
         else:
-            db.execute(statements(False).upsert, {"page": json.dumps(rows, default=iso)})
+            # What a kind of record has not is left out: most of it.
+            page = [{name: value for name, value in row.items() if value is not None} for row in rows]
+            db.execute(statements(False).upsert, {"page": json.dumps(page, default=iso)})
     counts = Counts(inserted=sum(item.external_id not in known for item in changed))
     counts.updated = len(changed) - counts.inserted
     counts.quarantined = quarantine(store, db, connection_id, stream, items, now)
@@ -176,7 +178,7 @@ def statements(is_sqlite: bool) -> Statements:
     written = (*NORMAL, "change", "connection_id", "stream", "raw", "digest", "created_at", "updated_at")
     upsert: Any
     if is_sqlite:
-        upsert = sqlite.insert(Record.__table__).values({name: bindparam(name) for name in written})
+        upsert = sqlite.insert(table(Record)).values({name: bindparam(name) for name in written})
         upsert = upsert.values(raw=bindparam("raw", type_=Text))  # it is JSON already
         upsert = upsert.on_conflict_do_update(
             index_elements=["connection_id", "stream", "external_id"],
@@ -196,9 +198,7 @@ def statements(is_sqlite: bool) -> Statements:
             select(of.external_id, of.digest).where(*here, one_of(of.external_id, "keys", is_sqlite))
         ),
         upsert=upsert,
-        mend=Prepared(
-            delete(Quarantined.__table__).where(*there, one_of(bad.external_id, "keys", is_sqlite))
-        ),
+        mend=Prepared(delete(table(Quarantined)).where(*there, one_of(bad.external_id, "keys", is_sqlite))),
     )
 
 
@@ -209,14 +209,14 @@ def iso(value: date) -> str:
     return value.isoformat()
 
 
-def one_of(what: Column[Any], name: str, is_sqlite: bool) -> ColumnElement[bool]:
+def one_of(what: ColumnElement[Any], name: str, is_sqlite: bool) -> ColumnElement[bool]:
     """Whether a column is among the texts of one parameter, however many there are: see `listed`."""
     if is_sqlite:
         return what.in_(select(column("value")).select_from(func.json_each(bindparam(name, type_=Text))))
     return what == any_(bindparam(name, type_=ARRAY(String)))
 
 
-def listed(texts: Collection[str], is_sqlite: bool) -> Any:
+def listed(texts: Collection[str | None], is_sqlite: bool) -> Any:
     """The value of such a parameter."""
     return json.dumps(list(texts)) if is_sqlite else list(texts)
 
