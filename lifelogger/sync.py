@@ -18,6 +18,7 @@ from typing import Any
 
 from sqlalchemy import Connection as Database
 from sqlalchemy import and_, bindparam, case, exists, false, func, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import aliased
 
 from lifelogger import leaving
@@ -254,6 +255,15 @@ OUR_NEWS = Prepared(_news())
 
 
 @cache
+def noting(is_sqlite: bool) -> Prepared:
+    """The statement that writes down whether a stream is on."""
+    off = {"off_reason": bindparam("reason"), "off_until": bindparam("until", type_=Stream.off_until.type)}
+    into: Any = sqlite.insert if is_sqlite else postgresql.insert
+    noted = into(table(Stream)).values(connection_id=bindparam("of"), name=bindparam("stream"), **off)
+    return Prepared(noted.on_conflict_do_update(index_elements=["connection_id", "name"], set_=off))
+
+
+@cache
 def changing(names: frozenset[str]) -> Prepared:
     """The statement that sets these columns of a connection."""
     return Prepared(
@@ -450,19 +460,10 @@ class ConnectionSync:
 
     def _note(self, stream: base.Stream, reason: str | None, until: datetime | None = None) -> Any:
         """Write down whether a stream is on; returns its row."""
-        values = {
-            "connection_id": self.row["id"],
-            "name": stream.name,
-            "off_reason": reason,
-            "off_until": until,
-        }
-        statement = self.rt.store.insert(table(Stream)).values(values)
-        statement = statement.on_conflict_do_update(
-            index_elements=["connection_id", "name"], set_={"off_reason": reason, "off_until": until}
-        )
+        note = noting(self.rt.store.is_sqlite)
         with self.rt.store.write() as db:
             self.fenced(db)
-            db.execute(statement)
+            note(db, of=self.row["id"], stream=stream.name, reason=reason, until=until)
             states = STREAMS(db, of=self.row["id"], since=self.row["since"])
         return next(state for state in states if state.name == stream.name)
 

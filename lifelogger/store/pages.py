@@ -15,10 +15,10 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Executable,
-    String,
     Text,
     any_,
     bindparam,
+    cast,
     column,
     delete,
     func,
@@ -127,6 +127,7 @@ def write_items(
     changed = [item for key, item in good.items() if known.get(key, "") != item.digest]
     if changed:
         numbers = feed.take(db, len(changed))
+        written = now if store.is_sqlite else iso(now)
         rows = [
             {
                 **dict(zip(NORMAL, normal(item.record), strict=True)),
@@ -135,8 +136,8 @@ def write_items(
                 "stream": stream,
                 "raw": item.text,
                 "digest": item.digest,
-                "created_at": now,
-                "updated_at": now,
+                "created_at": written,
+                "updated_at": written,
             }
             for item, number in zip(changed, numbers, strict=True)
         ]
@@ -213,12 +214,15 @@ def one_of(what: ColumnElement[Any], name: str, is_sqlite: bool) -> ColumnElemen
     """Whether a column is among the texts of one parameter, however many there are: see `listed`."""
     if is_sqlite:
         return what.in_(select(column("value")).select_from(func.json_each(bindparam(name, type_=Text))))
-    return what == any_(bindparam(name, type_=ARRAY(String)))
+    return what == any_(cast(bindparam(name, type_=Text), ARRAY(Text)))
 
 
-def listed(texts: Collection[str | None], is_sqlite: bool) -> Any:
-    """The value of such a parameter."""
-    return json.dumps(list(texts)) if is_sqlite else list(texts)
+def listed(texts: Collection[str | None], is_sqlite: bool) -> str:
+    """The value of such a parameter: an array as its database writes it. Drivers take longer over lists."""
+    if is_sqlite:
+        return json.dumps(list(texts))
+    quoted = (str(each).replace("\\", "\\\\").replace('"', '\\"') for each in texts)
+    return "{" + ",".join(f'"{each}"' for each in quoted) + "}"
 
 
 def quarantine(
