@@ -1,8 +1,8 @@
 """A provider that costs next to nothing: pages of activities as Strava shows them, rendered once.
 
-The sandbox writes a ledger and counts budgets, which takes longer than the clients that are measured here. This
-one answers with bytes that it has kept, after a delay that is set while it runs, so that what limits a contestant
-is the contestant.
+The sandbox writes a ledger and counts budgets, which takes longer than the clients that are measured here.
+This one answers with bytes that it has kept, after a delay that is set while it runs, so that what limits a
+contestant is the contestant.
 
     GET /athlete/activities?per_page=&page=[&before=]    one and the same list for every token
     GET /control?delay=SECONDS                           sets the delay, and forgets what was counted
@@ -25,7 +25,10 @@ APART = 2.5 * 86400
 """Seconds between two of them: three lie in the look-back of seven days."""
 LIMITS = "10000000,100000000"
 """What the budget headers tell: nobody is ever refused."""
-POLYLINE = "ki{eFvqfiVqAWQIGEEKAYJgBVqDJ{BHa@jAkNJw@Pw@V{APs@^aABQAOEQGKoJ_FuJkFqAo@{A}@sH{DiAs@Q]?WVy@`@oBt@_CB]KYMMkB{AQEI@WT{BlE{@zAQPI@ICsCqA"
+POLYLINE = (
+    "ki{eFvqfiVqAWQIGEEKAYJgBVqDJ{BHa@jAkNJw@Pw@V{APs@^aABQAOEQGKoJ_FuJkFqAo@{A}@sH{DiAs@Q]?"
+    "WVy@`@oBt@_CB]KYMMkB{AQEI@WT{BlE{@zAQPI@ICsCqA"
+)
 
 
 def activity(number: int, now: float) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     make bench          or: benchmarks/.venv/bin/python -m benchmarks.compare [--quick] [--only NAME,…]
 
-One run, interleaved: in each round every contestant does each workload once, on a fresh copy of the same database,
-and the next round begins with another one. README.md says what is measured, and what it came to.
+One run, interleaved: in each round every contestant does each workload once, on a fresh copy of the same
+database, and the next round begins with another one. README.md says what is measured, and what it came to.
 """
 
 from __future__ import annotations
@@ -311,7 +311,7 @@ CONTESTANTS: dict[str, type[Contestant]] = {
 
 
 def connect_everybody(ground: Ground) -> None:
-    """The template databases: `empty`, where everybody has just connected, and `full`, where all was imported."""
+    """The template databases: `empty`, where all have just connected, and `full`, where all was imported."""
     ground.database = "empty"
     ground.postgres.create("empty")
     os.environ.update(ground.environ())
@@ -513,12 +513,15 @@ def main() -> None:
                     rate = table.values[name, f"{workload}: syncs/s"][-1]
                     used = table.values[name, f"{workload}: ms of CPU a sync"][-1]
                     print(
-                        f"round {number + 1}: {workload:<21} {name:<12}{rate:7.1f} syncs/s {used:6.2f} ms of CPU "
-                        f"a sync ({time.monotonic() - began:.0f} s)",
+                        f"round {number + 1}: {workload:<21} {name:<12}{rate:7.1f} syncs/s {used:6.2f} ms of "
+                        f"CPU a sync ({time.monotonic() - began:.0f} s)",
                         flush=True,
                     )
-    print(f"\npython {sys.version.split()[0]}, {os.cpu_count()} cores, {USERS} users, {IN_FLIGHT} in flight, "
-          f"{rounds} rounds; the median, the range, and the median ratio of a round with its range")  # fmt: skip
+    version = sys.version.split()[0]
+    print(
+        f"\npython {version}, {os.cpu_count()} cores, {USERS} users, {IN_FLIGHT} in flight, {rounds} rounds;"
+    )
+    print("the median, the range, and the median ratio of a round with its range")
     table.show(names)
 
 

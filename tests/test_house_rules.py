@@ -319,6 +319,7 @@ SURFACE = {
         "Wait",
     },
     "lifelogger.broker": {
+        "Broker",
         "HEARTBEAT_TIMEOUT_MS",
         "KIND",
         "LateTick",
@@ -326,8 +327,8 @@ SURFACE = {
         "POLL_MS",
         "POLL_VARIABLE",
         "TIME_LIMIT_MS",
+        "URGENT",
         "WORKER_NAME",
-        "PollOften",
         "QuietSkips",
         "SKIP_DELAY_SECONDS",
         "Ticks",

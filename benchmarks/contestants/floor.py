@@ -2,9 +2,9 @@
 
     python floor.py THREADS     prints `ready`; reads a line of users, syncs them all, again and again
 
-Whoever wants more than this (one sync at a time, a budget, a restart that loses nothing) pays for it: how much is
-what the benchmark tells. psycopg without SQLAlchemy, prepared statements, a connection to the database and one to
-the provider for each thread.
+Whoever wants more than this (one sync at a time, a budget, a restart that loses nothing) pays for it: how much
+is what the benchmark tells. psycopg without SQLAlchemy, prepared statements, a connection to the database and
+one to the provider for each thread.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import psycopg
 
 NAMES = [
     "external_id", "kind", "ordered_at", "start_at", "end_at", "utc_offset_s", "local_date", "type",
-    "provider_type", "title", "duration_s", "moving_s", "distance_m", "elevation_gain_m", "heart_rate_avg_bpm",
-    "heart_rate_max_bpm", "raw", "digest",
+    "provider_type", "title", "duration_s", "moving_s", "distance_m", "elevation_gain_m",
+    "heart_rate_avg_bpm", "heart_rate_max_bpm", "raw", "digest",
 ]  # fmt: skip
 FIND = """
     SELECT c.id, c.access_token, s.cursor FROM connections c

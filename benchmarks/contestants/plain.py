@@ -1,4 +1,4 @@
-"""What whoever writes such a program without lifelogger writes, too: a request, an activity's columns, a digest."""
+"""What one writes without lifelogger, too: a request, an activity's columns, a digest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import requests
 API, DATABASE, REDIS = (os.environ.get(f"BENCH_{name}", "") for name in ("API", "DATABASE", "REDIS"))
 LOOK_BACK = timedelta(days=7)
 WHOLE, RECENT = 200, 13
-"""How many activities are asked for at once: of a whole past, and of the look-back; what lifelogger asks, too."""
+"""How many activities are asked for at once: of a whole past, and of the look-back. As lifelogger asks."""
 
 _of_thread = threading.local()
 
