@@ -105,7 +105,8 @@ class Broker(RedisBroker):
     """Looks at urgent queues every `POLL_MS` while they are empty, at others as rarely as Dramatiq by itself.
 
     Dramatiq has one time for all of them, an environment variable that it reads while it is imported; if that
-    is set, it wins. The prefetch stays at Dramatiq's two messages a thread: one costs a third of the throughput.
+    is set, it wins. The prefetch stays at Dramatiq's two messages a thread: one costs a third of the
+    throughput.
     """
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 5000) -> dramatiq.Consumer:

@@ -1,7 +1,7 @@
 """One user's sync as one writes it with SQLAlchemy's ORM: the same for Celery and plain Dramatiq.
 
-As the documentation of SQLAlchemy has it: an engine per process, a session per task, what is there is selected
-and what is new is added, a commit per page.
+As the documentation of SQLAlchemy has it: an engine per process, a session per task, what is there is
+selected and what is new is added, a commit per page.
 """
 
 from __future__ import annotations
