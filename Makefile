@@ -5,13 +5,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run worker periodiq web sandbox status test test-slow test-browser bench lint format lock env clean
+.PHONY: help run worker periodiq web sandbox status test test-slow test-browser bench lint format lock env benchenv clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 env:  ## make .venv, unless it is up to date
 	@$(PYTHON) scripts/environment.py
+
+benchenv:  # what is compared with is no dependency of ours: an environment of its own
+	@$(PYTHON) scripts/environment.py benchmarks
 
 run: env  ## everything on this machine: Redis, sandbox, worker, periodiq, web; Ctrl-C ends it
 	@exec $(BIN)/lifelogger run
@@ -47,9 +50,10 @@ test-slow: env  ## the tests that take longer: on PostgreSQL, kills at random, a
 test-browser: env  ## the pages in a browser: needs Debian's chromium and chromium-driver; of test-slow
 	@$(BIN)/pytest -m browser
 
-bench: env  ## measure, as ratios
+bench: env benchenv  ## measure, as ratios, in some minutes (benchmarks/README.md)
 	@$(BIN)/python -m benchmarks.scale --to 100000
 	@$(BIN)/python benchmarks/news.py
+	@benchmarks/.venv/bin/python -m benchmarks.compare
 
 lint: env  ## ruff, mypy, and which room imports which
 	@$(BIN)/ruff check .
@@ -61,10 +65,13 @@ format: env  ## let ruff format everything
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-lock: env  ## resolve requirements.txt anew (needs uv)
+lock: env  ## resolve both requirements.txt anew (needs uv)
 	uv pip compile pyproject.toml requirements.in --all-extras --override overrides.txt --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade \
 	  --output-file requirements.txt
+	uv pip compile benchmarks/requirements.in --constraint requirements.txt --universal \
+	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade \
+	  --output-file benchmarks/requirements.txt
 
 clean:  ## remove .venv and what was made at run time, var/ with its database
-	rm -rf .venv .venv.lock var
+	rm -rf .venv .venv.lock benchmarks/.venv benchmarks/.venv.lock var

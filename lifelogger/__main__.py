@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 
 def main() -> None:
     """Run the command line."""
     try:
+        gc.disable()  # while much is imported and nothing is garbage: a fifth of the time
         from lifelogger.cli import main as command
 
+        gc.enable()
         command()
     except KeyboardInterrupt:
         sys.exit(130)

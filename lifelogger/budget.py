@@ -243,9 +243,7 @@ class Budget:
             "lease": self._lease,
             "pools": [
                 {
-                    "limits": [
-                        {"seconds": item.get_expiry(), "amount": item.amount} for item in _items(pool.limits)
-                    ],
+                    "limits": _spelled(pool.limits),
                     "reports": pool.reports,
                     **details(pool),
                 }
@@ -282,6 +280,12 @@ class _Storage(RedisStorage):
 @lru_cache(maxsize=1024)
 def _items(limits: tuple[str, ...]) -> tuple[RateLimitItem, ...]:
     return tuple(item for limit in limits for item in parse_many(limit))
+
+
+@lru_cache(maxsize=1024)
+def _spelled(limits: tuple[str, ...]) -> list[dict[str, int]]:
+    """The limits as the script reads them."""
+    return [{"seconds": item.get_expiry(), "amount": item.amount} for item in _items(limits)]
 
 
 def _instant(stamp: str | float) -> datetime:

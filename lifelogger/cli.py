@@ -175,9 +175,10 @@ def worker() -> None:
 
     It is the `dramatiq` command with our actors, as large as [worker] in the settings says.
     """
-    from lifelogger import local
+    from lifelogger import local, worker
 
-    _become(local.worker_command(checked(get_settings())))
+    arguments = local.worker_arguments(checked(get_settings()))
+    raise typer.Exit(worker.main(arguments))  # not another process, which would import everything again
 
 
 @app.command()
@@ -187,22 +188,12 @@ def periodiq() -> None:
     It is the `periodiq` command, started again when it dies.
     """
     from lifelogger import local
-    from lifelogger.supervisor import Part, Tree
 
     settings = checked(get_settings())
-    part = Part(
-        "periodiq",
-        local.periodiq_command(),
-        lambda log: "Registered periodic actors" in log,
-        f"syncs at {settings.schedule.sync!r}, refreshes tokens at {settings.schedule.refresh_tokens!r}",
-        settings.var / "log" / "periodiq.log",
-    )
-    with Tree(_say).running() as tree:
-        tree.start(part)
-        tree.wait_until_ready()
-        while True:
-            tree.watch()
-            time.sleep(local.LOOK_EVERY_SECONDS)
+    told = f"syncs at {settings.schedule.sync!r}, refreshes tokens at {settings.schedule.refresh_tokens!r}"
+    log = str(settings.var / "log" / "periodiq.log")
+    command = [log, "Registered periodic actors", told, *local.periodiq_command()]
+    _become([sys.executable, "-m", "lifelogger.supervisor", "periodiq", *command])
 
 
 @app.command()

@@ -13,11 +13,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from sqlalchemy import Connection as Database
-from sqlalchemy import case, func, select, update
+from sqlalchemy import bindparam, case, func, select, update
 
 from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import Event, shown, split_scopes
 from lifelogger.runtime import Runtime
+from lifelogger.store import Prepared
 from lifelogger.store.models import Connection, Stream, SyncRun, User
 
 log = logging.getLogger(__name__)
@@ -402,9 +403,14 @@ def narrowed(about: Mapping[str, dict[str, Any]], events: Sequence[Event]) -> di
 def under_way(rt: Runtime, provider: str) -> int:
     """How many connections of a provider are claimed: a message is on its way, or its sync runs."""
     with rt.store.read() as db:
-        claimed = select(func.count()).where(
-            Connection.provider == provider,
-            Connection.claimed_at.is_not(None),
-            Connection.next_sync_at > rt.clock(),  # else its lease is over, and nobody has heard of it
-        )
-        return db.scalar(claimed) or 0
+        [(claimed,)] = CLAIMED(db, provider=provider, now=rt.clock())
+    return int(claimed)
+
+
+CLAIMED = Prepared(
+    select(func.count()).where(
+        Connection.provider == bindparam("provider"),
+        Connection.claimed_at.is_not(None),
+        Connection.next_sync_at > bindparam("now"),  # else its lease is over, and nobody has heard of it
+    )
+)

@@ -359,8 +359,21 @@ class Bearer(requests.auth.AuthBase):
 class Session(requests.Session):
     """Leaves redirects to us: even told not to follow one, `requests` reads its whole body and parses it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.environment: dict[tuple[str, str], Mapping[str, Any]] = {}
+        """What holds for each host (scheme, address)."""
+
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
+
+    def merge_environment_settings(self, url: Any, *settings: Any) -> Any:
+        """Proxies and certificates as the environment has them: read once for each host."""
+        parts = urlsplit(url)
+        at = (parts.scheme, parts.netloc)
+        if at not in self.environment:
+            self.environment[at] = super().merge_environment_settings(url, *settings)
+        return dict(self.environment[at])
 
 
 _of_thread = threading.local()

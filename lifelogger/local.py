@@ -48,11 +48,16 @@ def script(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-def worker_command(settings: Settings) -> list[str]:
-    """The real `dramatiq` command, with our actors and the size of `[worker]`."""
+def worker_arguments(settings: Settings) -> list[str]:
+    """What the `dramatiq` command is told: our actors, and the size of `[worker]`."""
     size = ["--processes", str(settings.worker.processes), "--threads", str(settings.worker.threads)]
     where = ["--path", str(application()), "--worker-shutdown-timeout", str(SHUTDOWN_MS)]
-    return [script("dramatiq"), "actors", "scheduler", *where, *size]
+    return ["actors", "scheduler", *where, *size]
+
+
+def worker_command(settings: Settings) -> list[str]:
+    """The real `dramatiq` command, by way of `lifelogger.worker`."""
+    return [sys.executable, "-m", "lifelogger.worker", *worker_arguments(settings)]
 
 
 def periodiq_command() -> list[str]:

@@ -86,7 +86,7 @@ COLUMNS = tuple(getattr(Stored, each.name) for each in fields(Pace))
 def of(row: Any) -> Pace:
     """The pace in a row that has its columns; all of them are null where there is none."""
     return (
-        Pace(**{each.name: row._mapping[each.name] for each in fields(Pace)})
+        Pace(**{each.name: getattr(row, each.name) for each in fields(Pace)})
         if row and row.price is not None
         else Pace()
     )

@@ -22,6 +22,7 @@ from lifelogger.errors import LifeloggerError
 
 READY_SECONDS = 60.0
 POLL_SECONDS = 0.05
+LOOK_EVERY_SECONDS = 0.5
 STOP_SECONDS = 15.0
 """How long a part may take to end before it is killed."""
 MOST_DEATHS = 5
@@ -238,3 +239,30 @@ def refuse_occupied(host: str, port: int, part: str) -> None:
                 f"{part} cannot listen on {host} port {port}: {error.strerror}. "
                 f"End what uses it, or choose another port ({part}.port in the settings, or {variable})"
             ) from None
+
+
+def main(name: str, log: str, ready: str, address: str, *command: str) -> int:
+    """Keep one command running: it is up when its log says `ready`. Returns the exit status.
+
+    In a process that imports next to nothing: the supervisor of a small part should not be larger than it.
+    """
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    part = Part(name, command, lambda written: ready in written, address, Path(log))
+    try:
+        with Tree(say).running() as tree:
+            tree.start(part)
+            tree.wait_until_ready()
+            while True:
+                tree.watch()
+                time.sleep(LOOK_EVERY_SECONDS)
+    except LifeloggerError as trouble:
+        print(trouble, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

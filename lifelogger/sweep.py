@@ -15,12 +15,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 
 from lifelogger.errors import AccountRefused, BadRecord, Refused, Unavailable
 from lifelogger.http import Http
 from lifelogger.providers import base
 from lifelogger.runtime import Runtime
+from lifelogger.store import Prepared, table
 from lifelogger.store.models import Record, Stream
 from lifelogger.store.pages import Counts, Item, TooDeep, delete_missing, write_items
 
@@ -67,6 +68,7 @@ class Sweep:
         self.rt, self.provider, self.http, self.fenced, self.owner = rt, provider, http, fenced, owner
         self.stream, self.stream_id, self.connection_id = stream, state.id, state.connection_id
         self.began_at, self.ended_at = now, state.ended_at
+        self.newer, self.oldest = state.newer, state.oldest
         self.counts = Counts()
         self.never_read = state.cursor is None
         self.swept = False
@@ -112,6 +114,7 @@ class Sweep:
             if span is not None and not apart:
                 unread = self.backlog[1] if self.backlog else oldest  # below that it is read as history
                 self.fresh_since = min(self.fresh_since, max(span[0], oldest, unread))
+                self.newer = self._count()
             self.read_fresh()
             shown = self._places(others)  # or concluded to be gone: that leaves its place
             others = [key for key in others if key not in shown]
@@ -183,7 +186,7 @@ class Sweep:
         self.swept = True
         joined = self.backlog is not None and self.backlog[1] >= self.fresh_since
         self.since = self.backlog[0] if joined and self.backlog else self.fresh_since
-        expect = None if joined else self._expect()
+        expect = None if joined else self.newer
         window = base.Window(self.since, None, expect, self._floor(), self.began_at)
         self._begin(window)
         assert self.pages is not None
@@ -264,32 +267,31 @@ class Sweep:
             left = (self.backlog[0], min(self.backlog[1], reached))
         else:
             left = None
-        values: dict[str, Any] = {
-            "cursor": self.began_at,
-            "backlog_since": left and left[0],
-            "backlog_until": left and left[1],
-        }
-        if end:
-            values["ended_at"] = self.began_at
-        db.execute(update(Stream).where(Stream.id == self.stream_id).values(values))
+        ADVANCE(
+            db,
+            of=self.stream_id,
+            cursor=self.began_at,
+            backlog_since=left and left[0],
+            backlog_until=left and left[1],
+            ended_at=self.began_at if end else None,
+        )
         self.history_s = max(0.0, self._left_at_first - _seconds(left))
         if end or reached <= self.since:
             self.backlog = left
-
-    def _expect(self) -> int:
-        """How many records of the look-back we hold."""
-        with self.rt.store.read() as db:
-            query = select(func.count()).where(*self._mine(), Record.ordered_at >= self.fresh_since)
-            return db.scalar(query) or 0
 
     def _floor(self) -> datetime | None:
         """The oldest record, when the list was read to its end not long ago and nothing is older."""
         ended, now = self.ended_at, self.began_at
         if self.backlog or ended is None or not timedelta(0) <= now - ended < READ_TO_THE_END_EVERY:
             return None
-        with self.rt.store.read() as db:
-            oldest = db.scalar(select(func.min(Record.ordered_at)).where(*self._mine()))
+        oldest: datetime | None = self.oldest
         return oldest
+
+    def _count(self) -> int:
+        """How many records of the look-back we hold."""
+        with self.rt.store.read() as db:
+            query = select(func.count()).where(*self._mine(), Record.ordered_at >= self.fresh_since)
+            return db.scalar(query) or 0
 
     def _mine(self) -> tuple[Any, ...]:
         return (
@@ -301,3 +303,18 @@ class Sweep:
 
 def _seconds(span: tuple[datetime, datetime] | None) -> float:
     return (span[1] - span[0]).total_seconds() if span else 0.0
+
+
+# Built once: to build a statement takes as long as to run it.
+ADVANCE = Prepared(
+    update(table(Stream))
+    .where(Stream.__table__.c.id == bindparam("of"))
+    .values(
+        cursor=bindparam("cursor"),
+        backlog_since=bindparam("backlog_since"),
+        backlog_until=bindparam("backlog_until"),
+        ended_at=func.coalesce(
+            bindparam("ended_at", type_=Stream.ended_at.type), Stream.__table__.c.ended_at
+        ),
+    )
+)

@@ -13,12 +13,14 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import and_, case, func, insert, or_, select, update
+from sqlalchemy import and_, bindparam, case, exists, false, func, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import aliased
 
 from lifelogger import leaving, pacing
 from lifelogger import runtime as processwide
@@ -38,6 +40,7 @@ from lifelogger.http import Http
 from lifelogger.mutex import Lock
 from lifelogger.providers import base
 from lifelogger.runtime import Runtime
+from lifelogger.store import Prepared, table
 from lifelogger.store.models import Connection, Pace, Record, Stream, SyncRun
 from lifelogger.store.pages import Counts
 from lifelogger.sweep import Hint, Sweep
@@ -100,9 +103,11 @@ def run(user_id: str, trigger: str = "asked", *, runtime: Runtime | None = None)
             for each in syncs:
                 each.history()
             done += [each.journal for each in syncs]
-            trigger = "tick"  # from now on only what became due meanwhile: news
-            if not due or any(each.journal.outcome == "interrupted" for each in syncs):
+            trigger = "tick"  # from now on only what became due meanwhile
+            if any(each.journal.outcome == "interrupted" for each in syncs):
                 break  # what has been taken over has its news from whoever took it
+            if not any(each.more for each in syncs):
+                break
     return done
 
 
@@ -113,62 +118,174 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
     long as a time-out, and the others should not wait for that.
     """
     now = rt.clock()
-    mine = [
-        Connection.user_id == user_id,
-        Connection.status == "active",
-        Connection.provider.in_(list(rt.enabled())),
-    ]
-    # A tick has claimed what the budgets can serve: what is due at other providers has its own turn.
-    its_turn = Connection.next_sync_at <= now
-    due = or_(Connection.claimed_at.is_not(None), and_(Connection.news_at.is_not(None), its_turn))
-    asked: dict[str, Any] = {}
-    if trigger not in ("tick", "news"):
-        # What a spent budget deferred is among them: the reserve is for whoever asks, and a no costs nothing.
-        due = or_(due, its_turn, Connection.failures == 0)
-        # Remembered until a sync ends well.
-        asked = {"news_at": func.coalesce(Connection.news_at, now), "news_streams": None}
+    values = {
+        "user": user_id,
+        "now": now,
+        "lease_ends": now + timedelta(seconds=rt.settings.sync.lease_seconds),
+        "hint_after": now + HINTED_EVERY,
+    }
+    asked = trigger not in ("tick", "news")
+    lookback = timedelta(days=rt.settings.sync.lookback_days)
     with rt.store.write() as db:
-        rows = db.execute(
-            update(Connection)
-            .where(*mine, due)
-            .values(
-                fence=Connection.fence + 1,
-                claimed_at=func.coalesce(Connection.claimed_at, now),
-                next_sync_at=now + timedelta(seconds=rt.settings.sync.lease_seconds),
-                hint_after=case(
-                    (Connection.news_streams.is_(None), Connection.hint_after), else_=now + HINTED_EVERY
-                ),
-                **asked,
-            )
-            .returning(
-                Connection.id,
-                Connection.provider,
-                Connection.scopes,
-                Connection.fence,
-                Connection.news_at,
-                Connection.news_streams,
-                Connection.news_about,
-                Connection.deauthorised_at,
-                Connection.failures,
-                Connection.claimed_at,
-                Connection.last_sync_at,
-                Connection.provider_user_id,
-            )
-        ).all()
-        if not rows:
-            return []
-        db.execute(
-            update(SyncRun)
-            .where(SyncRun.connection_id.in_([row.id for row in rows]), SyncRun.outcome == "running")
-            .values(outcome="interrupted", ended_at=now, message="Its worker stopped before it was done.")
-        )
+        rows = taking(tuple(rt.enabled()), asked)(db, **values)
         found = []
         for row in sorted(rows, key=lambda each: (each.failures, each.id)):
             asked_by = trigger if row.news_streams is None else "news"
-            journal = {"connection_id": row.id, "trigger": asked_by, "started_at": now, "outcome": "running"}
-            run_id = db.scalar(insert(SyncRun).values(journal).returning(SyncRun.id))
-            found.append({**row._mapping, "run_id": run_id, "started_at": now})
+            if row.unended:
+                INTERRUPTED(db, of=row.id, now=now)
+            [(run_id,)] = BEGUN(db, of=row.id, by=asked_by, now=now)
+            since = min(now, row.last_sync_at or now) - lookback  # about where each stream's look-back begins
+            states = {state.name: state for state in STREAMS(db, of=row.id, since=since)}
+            opened = {"run_id": run_id, "started_at": now, "since": since, "states": states}
+            found.append({**row._asdict(), **opened})
     return found
+
+
+# Statements are built once: to build one takes as long as to run it.
+
+
+@cache
+def taking(providers: tuple[str, ...], asked: bool) -> Prepared:
+    """The statement that takes a user's connections: those that are due, and if `asked` all that can be."""
+    of, now = Connection.__table__.c, bindparam("now", type_=Connection.next_sync_at.type)
+    # A tick has claimed what the budgets can serve: what is due at other providers has its own turn.
+    its_turn = of.next_sync_at <= now
+    enabled = or_(false(), *(of.provider == name for name in providers))
+    due = or_(of.claimed_at.is_not(None), and_(of.news_at.is_not(None), its_turn))
+    wish: dict[str, Any] = {}
+    if asked:
+        # What a spent budget deferred is among them: the reserve is for whoever asks, and a no costs nothing.
+        due = or_(due, its_turn, of.failures == 0)
+        # Remembered until a sync ends well.
+        wish = {"news_at": func.coalesce(of.news_at, now), "news_streams": None}
+    return Prepared(
+        update(table(Connection))
+        .where(of.user_id == bindparam("user"), of.status == "active", enabled, due)
+        .values(
+            fence=of.fence + 1,
+            claimed_at=func.coalesce(of.claimed_at, now),
+            next_sync_at=bindparam("lease_ends"),
+            hint_after=case((of.news_streams.is_(None), of.hint_after), else_=bindparam("hint_after")),
+            **wish,
+        )
+        .returning(
+            of.id,
+            of.provider,
+            of.scopes,
+            of.fence,
+            of.access_token,
+            of.token_expires_at,
+            of.news_at,
+            of.news_streams,
+            of.news_about,
+            of.deauthorised_at,
+            of.failures,
+            of.claimed_at,
+            of.last_sync_at,
+            of.provider_user_id,
+            exists().where(SyncRun.connection_id == of.id, SyncRun.outcome == "running").label("unended"),
+        )
+    )
+
+
+def _journal() -> tuple[Any, Any, Any]:
+    """What closes the row of a sync that was never heard of, what opens one, and what closes it."""
+    of = SyncRun.__table__.c
+    interrupted = (
+        update(table(SyncRun))
+        .where(of.connection_id == bindparam("of"), of.outcome == "running")
+        .values(
+            outcome="interrupted",
+            ended_at=bindparam("now"),
+            message="Its worker stopped before it was done.",
+        )
+    )
+    begun = insert(table(SyncRun)).values(
+        connection_id=bindparam("of"),
+        trigger=bindparam("by"),
+        started_at=bindparam("now"),
+        outcome="running",
+        **dict.fromkeys(("requests", "inserted", "updated", "deleted", "quarantined"), 0),
+    )
+    counted = ("requests", "inserted", "updated", "deleted", "quarantined")
+    names = ("ended_at", "outcome", "message", "history_s", *counted)
+    ended = (
+        update(table(SyncRun))
+        .where(of.id == bindparam("run"))
+        .values({name: bindparam(name) for name in names})
+    )
+    return Prepared(interrupted), Prepared(begun.returning(of.id)), Prepared(ended)
+
+
+INTERRUPTED, BEGUN, ENDED = _journal()
+
+
+def _streams() -> Any:
+    """The streams of a connection, how many records each has in the look-back, and its oldest one."""
+    mine = (
+        Record.connection_id == Stream.connection_id,
+        Record.stream == Stream.name,
+        Record.deleted_at.is_(None),
+    )
+    newer = select(func.count()).where(*mine, Record.ordered_at >= bindparam("since")).scalar_subquery()
+    oldest = select(func.min(Record.ordered_at)).where(*mine).scalar_subquery()
+    columns = (Stream.__table__, newer.label("newer"), oldest.label("oldest"))
+    return select(*columns).where(Stream.connection_id == bindparam("of"))
+
+
+STREAMS = Prepared(_streams())
+OURS = Prepared(
+    select(Connection.id)
+    .where(Connection.id == bindparam("of"), Connection.fence == bindparam("fence"))
+    .with_for_update(key_share=True)
+)
+"""Locks the row of a connection that is still ours."""
+
+
+def _news() -> Any:
+    """The news of such a row, and whether something else of the user is due."""
+    other = aliased(Connection)
+    due = and_(other.news_at.is_not(None), other.next_sync_at <= bindparam("now"))
+    waits = exists().where(
+        other.user_id == Connection.user_id,
+        other.id != Connection.id,
+        other.status == "active",
+        or_(other.claimed_at.is_not(None), due),
+    )
+    found = select(
+        Connection.news_at,
+        Connection.news_streams,
+        Connection.hint_after,
+        Connection.deauthorised_at,
+        Connection.habits,
+        *pacing.COLUMNS,
+        waits.label("others"),
+    )
+    ours = Connection.id == bindparam("of"), Connection.fence == bindparam("fence")
+    paced = found.outerjoin(Pace, Pace.provider == Connection.provider).where(*ours)
+    return paced.with_for_update(key_share=True, of=Connection)
+
+
+OUR_NEWS = Prepared(_news())
+
+
+@cache
+def noting(is_sqlite: bool) -> Prepared:
+    """The statement that writes down whether a stream is on."""
+    off = {"off_reason": bindparam("reason"), "off_until": bindparam("until", type_=Stream.off_until.type)}
+    into: Any = sqlite.insert if is_sqlite else postgresql.insert
+    noted = into(table(Stream)).values(connection_id=bindparam("of"), name=bindparam("stream"), **off)
+    return Prepared(noted.on_conflict_do_update(index_elements=["connection_id", "name"], set_=off))
+
+
+@cache
+def changing(names: frozenset[str]) -> Prepared:
+    """The statement that sets these columns of a connection."""
+    return Prepared(
+        update(table(Connection))
+        .where(Connection.__table__.c.id == bindparam("of"))
+        .values({name: bindparam(f"new_{name}") for name in names})
+    )
 
 
 class ConnectionSync:
@@ -190,6 +307,8 @@ class ConnectionSync:
         self.until: datetime | None = None
         """When it is tried again, of a sync that did not end well."""
         self.ended = False
+        self.more = False
+        """Whether something of the user became due meanwhile, whose message found the lock taken."""
         self.held = False
         """Whether the budget has no more for history."""
 
@@ -267,7 +386,7 @@ class ConnectionSync:
             rt.settings.http,
             rt.budget,
             connection_id,
-            tokens.access(connection_id),
+            tokens.usable(connection_id, self.row["access_token"], self.row["token_expires_at"]),
             lambda refused: tokens.refresh(connection_id, refused=refused),
             rt.clock,
         )
@@ -355,10 +474,7 @@ class ConnectionSync:
     def _open(self, http: Http) -> list[Sweep]:
         """The sweeps of the streams that are on: their scope was granted, and nothing refused them lately."""
         granted, now = set(self.row["scopes"]), self.row["started_at"]
-        with self.rt.store.read() as db:
-            query = select(Stream.__table__).where(Stream.connection_id == self.row["id"])
-            states = {state.name: state for state in db.execute(query)}
-        sweeps = []
+        states, sweeps = self.row["states"], []
         for stream in self.provider.streams:
             if not stream.wanted(self.settings):
                 continue
@@ -402,30 +518,23 @@ class ConnectionSync:
 
     def _note(self, stream: base.Stream, reason: str | None, until: datetime | None = None) -> Any:
         """Write down whether a stream is on; returns its row."""
-        values = {
-            "connection_id": self.row["id"],
-            "name": stream.name,
-            "off_reason": reason,
-            "off_until": until,
-        }
-        statement = self.rt.store.insert(Stream.__table__).values(values)
-        statement = statement.on_conflict_do_update(
-            index_elements=["connection_id", "name"], set_={"off_reason": reason, "off_until": until}
-        ).returning(Stream.__table__)
+        note = noting(self.rt.store.is_sqlite)
         with self.rt.store.write() as db:
             self.fenced(db)
-            return db.execute(statement).one()
+            note(db, of=self.row["id"], stream=stream.name, reason=reason, until=until)
+            states = STREAMS(db, of=self.row["id"], since=self.row["since"])
+        return next(state for state in states if state.name == stream.name)
 
-    def fenced(self, db: Database) -> None:
-        """Raise `LockLost` unless the user is still ours, `TakenOver` unless the connection is."""
+    def fenced(self, db: Database, look: Prepared = OURS, **values: Any) -> Any:
+        """Raise `LockLost` unless the user is still ours, `TakenOver` unless the connection is.
+
+        Nobody can take it over until this transaction ends. Returns what `look` reads of it.
+        """
         self.lock.check()
-        touched = db.execute(
-            update(Connection)
-            .where(Connection.id == self.row["id"], Connection.fence == self.row["fence"])
-            .values(updated_at=self.rt.clock())
-        )
-        if touched.rowcount != 1:
+        ours = look(db, of=self.row["id"], fence=self.row["fence"], **values)
+        if not ours:
             raise TakenOver("a newer sync has taken over, or the connection is gone")
+        return ours[0]
 
     def _back_off(self) -> datetime:
         """When a failed connection is tried again: doubling, with jitter so that not all come at once."""
@@ -488,21 +597,10 @@ class ConnectionSync:
         elif run.outcome == "ok" and len(self.off) == len(wanted):
             run.outcome, until = "deferred", now + REFUSED_FOR  # nothing of it could be read
         with self.rt.store.write() as db:
-            self.fenced(db)
-            news = db.execute(
-                select(
-                    Connection.news_at,
-                    Connection.news_streams,
-                    Connection.hint_after,
-                    Connection.deauthorised_at,
-                    Connection.habits,
-                    *pacing.COLUMNS,
-                )
-                .outerjoin(Pace, Pace.provider == Connection.provider)
-                .where(Connection.id == run.connection_id)
-            ).one()
+            news = self.fenced(db, OUR_NEWS, now=now)
             left = False
             more_news = news.news_at is not None and news.news_at != self.row["news_at"]
+            self.more = more_news or news.others
             values: dict[str, Any] = {"claimed_at": None, "wait_reason": None, "updated_at": now}
             hint_after = news.hint_after
             named = sum(sweep.named for sweep in self.sweeps)
@@ -530,22 +628,24 @@ class ConnectionSync:
                 failed = run.outcome == "failed"
                 values |= {"next_sync_at": until, "wait_reason": run.message}
                 values |= {"failures": self.row["failures"] + 1} if failed else {}
-            db.execute(update(Connection).where(Connection.id == run.connection_id).values(values))
+            if run.outcome == "needs_reauth":  # rare, and depends on what the row says
+                db.execute(update(Connection).where(Connection.id == run.connection_id).values(values))
+            else:
+                new = {f"new_{name}": value for name, value in values.items()}
+                changing(frozenset(values))(db, of=run.connection_id, **new)
             counts = run.counts
-            db.execute(
-                update(SyncRun)
-                .where(SyncRun.id == run.id)
-                .values(
-                    ended_at=now,
-                    outcome=run.outcome,
-                    message=run.message,
-                    requests=run.requests,
-                    inserted=counts.inserted,
-                    updated=counts.updated,
-                    deleted=counts.deleted,
-                    quarantined=counts.quarantined,
-                    history_s=sum(sweep.history_s for sweep in self.sweeps),
-                )
+            ENDED(
+                db,
+                run=run.id,
+                ended_at=now,
+                outcome=run.outcome,
+                message=run.message,
+                requests=run.requests,
+                inserted=counts.inserted,
+                updated=counts.updated,
+                deleted=counts.deleted,
+                quarantined=counts.quarantined,
+                history_s=sum(sweep.history_s for sweep in self.sweeps),
             )
         if left:  # a webhook said so, and the request that was made to find out has found it so
             leaving.end_deauthorised(self.rt, run.connection_id)

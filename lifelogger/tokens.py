@@ -79,8 +79,12 @@ class Tokens:
             ).one_or_none()
         if row is None:
             raise SignInAgain("the connection is gone")
-        if row.token_expires_at - NEARLY_EXPIRED > self.runtime.clock():
-            return self.runtime.vault.decrypt(row.access_token)
+        return self.usable(connection_id, row.access_token, row.token_expires_at)
+
+    def usable(self, connection_id: int, sealed: bytes, expires_at: datetime) -> str:
+        """The same of a row that was read already."""
+        if expires_at - NEARLY_EXPIRED > self.runtime.clock():
+            return self.runtime.vault.decrypt(sealed)
         return self.refresh(connection_id, margin=NEARLY_EXPIRED)
 
     def refresh(

@@ -17,7 +17,7 @@ from dramatiq.cli import import_broker
 from dramatiq.middleware import CurrentMessage, SkipMessage
 
 import lifelogger.broker
-from lifelogger.broker import WORKER_NAME, PollOften, make_broker
+from lifelogger.broker import WORKER_NAME, make_broker
 from lifelogger.errors import SettingsError
 from lifelogger.mutex import Mutex, MutexMiddleware
 from lifelogger.settings import Settings
@@ -129,18 +129,18 @@ def test_the_environment_asks_for_a_stub(
     assert isinstance(lifelogger.broker.broker, StubBroker)
 
 
-def test_idle_workers_look_often_unless_told_otherwise(
-    stub: StubBroker, monkeypatch: pytest.MonkeyPatch
+def test_idle_workers_look_often_for_syncs_unless_told_otherwise(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    made = make_broker(settings)
+    queues = ("default", "now", "schedule", "default.DQ")
+
     monkeypatch.delenv("dramatiq_worker_timeout", raising=False)
-    with running(stub) as worker:
-        assert worker.worker_timeout == 100
-        assert worker.queue_prefetch == 2 * worker.worker_threads
+    assert [made.consume(name, timeout=1000).timeout for name in queues] == [100, 100, 1000, 1000]
+    assert dramatiq.Worker(made).queue_prefetch == 2 * 8
 
     monkeypatch.setenv("dramatiq_worker_timeout", "700")
-    told = dramatiq.Worker(stub, worker_timeout=700)
-    PollOften().before_worker_boot(stub, told)
-    assert told.worker_timeout == 700
+    assert {made.consume(name, timeout=700).timeout for name in queues} == {700}
 
 
 @pytest.mark.parametrize(("minutes_late", "fires"), [(13, 1), (15, 0)])

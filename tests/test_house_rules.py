@@ -321,6 +321,7 @@ SURFACE = {
         "Wait",
     },
     "lifelogger.broker": {
+        "Broker",
         "HEARTBEAT_TIMEOUT_MS",
         "KIND",
         "LateTick",
@@ -328,8 +329,8 @@ SURFACE = {
         "POLL_MS",
         "POLL_VARIABLE",
         "TIME_LIMIT_MS",
+        "URGENT",
         "WORKER_NAME",
-        "PollOften",
         "QuietSkips",
         "SKIP_DELAY_SECONDS",
         "Ticks",

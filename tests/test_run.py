@@ -210,14 +210,14 @@ def test_parts_that_die_come_back_and_a_killed_run_leaves_none_behind(here: Call
     killed = place.start("run")
     place.wait_until_said(" new; ")
 
-    for words, name in ((b"dramatiq", "worker"), (b"periodiq", "periodiq"), (b"uvicorn", "web")):
+    for words, name in ((b"lifelogger.worker", "worker"), (b"periodiq", "periodiq"), (b"uvicorn", "web")):
         os.kill(place.child(words), signal.SIGKILL)
         place.wait_until_said(f"{name} was ended by SIGKILL: starting it again")
 
     def all_back() -> bool:
         return all(
             any(words in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in place.processes())
-            for words in (b"dramatiq", b"periodiq", b"uvicorn")
+            for words in (b"lifelogger.worker", b"periodiq", b"uvicorn")
         )
 
     wait_until(all_back, "all parts to be back", UP_SECONDS)

@@ -2,8 +2,8 @@
 
 import logging
 
-from lifelogger.store.engine import Store
+from lifelogger.store.engine import Prepared, Store, table
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # else it tells of each plugin that it loads
 
-__all__ = ["Store"]
+__all__ = ["Prepared", "Store", "table"]

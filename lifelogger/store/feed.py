@@ -19,7 +19,14 @@ from typing import Any
 from sqlalchemy import Connection as Database
 from sqlalchemy import bindparam, func, insert, select, update
 
+from lifelogger.store.engine import Prepared, table
 from lifelogger.store.models import Connection, Erasure, Feed, Record
+
+TAKE = Prepared(
+    update(table(Feed))
+    .values(newest=Feed.__table__.c.newest + bindparam("number"))
+    .returning(Feed.__table__.c.newest)
+)
 
 
 def take(db: Database, number: int) -> range:
@@ -27,9 +34,8 @@ def take(db: Database, number: int) -> range:
 
     Whoever also locks connections locks them first: two writers in two orders would wait for each other.
     """
-    newest: int = db.execute(
-        update(Feed).values(newest=Feed.newest + number).returning(Feed.newest)
-    ).scalar_one()
+    newest: int
+    [(newest,)] = TAKE(db, number=number)
     return range(newest - number + 1, newest + 1)
 
 

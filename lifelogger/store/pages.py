@@ -6,24 +6,41 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import datetime
-from typing import Any
+from datetime import date, datetime
+from functools import cache
+from operator import attrgetter
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnClause, Connection, bindparam, delete, insert, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Executable,
+    Text,
+    any_,
+    bindparam,
+    cast,
+    column,
+    delete,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import Record as Normal
 from lifelogger.store import feed
-from lifelogger.store.engine import Store
+from lifelogger.store.engine import Prepared, Store, table
 from lifelogger.store.models import Quarantined, Record
 
-COLUMNS = tuple(each.name for each in fields(Normal))
-VALUES = tuple(name for name in COLUMNS if name != "external_id")
-OVERWRITTEN: dict[str, ColumnClause[Any]] = {
-    name: literal_column(f"excluded.{name}")
-    for name in (*VALUES, "raw", "digest", "deleted_at", "updated_at", "change")
-}
-"""What a record that is there already takes from the new one; made once, since it costs as much as a page."""
+NORMAL = tuple(each.name for each in fields(Normal))
+VALUES = tuple(name for name in NORMAL if name != "external_id")
+OVERWRITTEN = (*VALUES, "raw", "digest", "deleted_at", "updated_at", "change")
+normal = attrgetter(*NORMAL)
+canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 MOST_DEPTH = 500
 """Levels of nesting that we keep: Python reads and writes JSON by recursion, up to 1000 calls deep in all."""
 KEPT_OF_A_DELETED = {"kind", "ordered_at"}
@@ -37,28 +54,32 @@ class Item:
     raw: Any
     record: Normal | None = None
     reason: str | None = None
+    text: str = field(init=False)
+    """The raw item as it is stored: JSON, its keys in order. Raises `TooDeep`."""
     digest: str = field(init=False)
-    """SHA-256 of the raw item, the order of its keys aside. Raises `TooDeep`."""
+    """SHA-256 of it."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "digest", digest_of(self.raw))
+        text = text_of(self.raw)
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "digest", hashlib.sha256(text.encode()).hexdigest())
 
 
 class TooDeep(LifeloggerError):
     """JSON is nested so deeply that what was read might not be written again."""
 
 
-def digest_of(raw: Any) -> str:
+def text_of(raw: Any) -> str:
     trouble = False
     try:
-        text = json.dumps(raw, sort_keys=True, separators=(",", ":"))
+        text = canonical.encode(raw)
         # Nesting needs brackets, so only what has that many is looked at.
         trouble = text.count("{") + text.count("[") > MOST_DEPTH and is_deeper(raw, MOST_DEPTH)
     except RecursionError:
         trouble = True
     if trouble:
         raise TooDeep(f"nested more than {MOST_DEPTH} levels deep")
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text
 
 
 def is_deeper(value: Any, levels: int) -> bool:
@@ -104,28 +125,28 @@ def write_items(
     }  # of a doubled item the last counts
     known = digests(db, connection_id, stream, good)
     changed = [item for key, item in good.items() if known.get(key, "") != item.digest]
-    numbers = feed.take(db, len(changed)) if changed else ()
-    rows = [
-        {
-            **{name: getattr(item.record, name) for name in COLUMNS},
-            "change": number,
-            "connection_id": connection_id,
-            "stream": stream,
-            "raw": item.raw,
-            "digest": item.digest,
-            "deleted_at": None,
-            "created_at": now,
-            "updated_at": now,
-        }
-        for item, number in zip(changed, numbers, strict=True)
-        if item.record
-    ]
-    if rows:
-        statement = store.insert(Record.__table__)
-        statement = statement.on_conflict_do_update(
-            index_elements=["connection_id", "stream", "external_id"], set_=OVERWRITTEN
-        )
-        db.execute(statement, rows)
+    if changed:
+        numbers = feed.take(db, len(changed))
+        written = now if store.is_sqlite else iso(now)
+        rows = [
+            {
+                **dict(zip(NORMAL, normal(item.record), strict=True)),
+                "change": number,
+                "connection_id": connection_id,
+                "stream": stream,
+                "raw": item.text,
+                "digest": item.digest,
+                "created_at": written,
+                "updated_at": written,
+            }
+            for item, number in zip(changed, numbers, strict=True)
+        ]
+        if store.is_sqlite:
+            db.execute(statements(True).upsert, rows)
+        else:
+            # What a kind of record has not is left out: most of it.
+            page = [{name: value for name, value in row.items() if value is not None} for row in rows]
+            db.execute(statements(False).upsert, {"page": json.dumps(page, default=iso)})
     counts = Counts(inserted=sum(item.external_id not in known for item in changed))
     counts.updated = len(changed) - counts.inserted
     counts.quarantined = quarantine(store, db, connection_id, stream, items, now)
@@ -134,16 +155,74 @@ def write_items(
 
 def digests(db: Connection, connection_id: int, stream: str, keys: Iterable[str]) -> dict[str, str | None]:
     """The stored digest of each known key; None for one that was deleted."""
-    found: dict[str, str | None] = {}
-    wanted = sorted(keys)
-    for start in range(0, len(wanted), 500):
-        query = select(Record.external_id, Record.digest).where(
-            Record.connection_id == connection_id,
-            Record.stream == stream,
-            Record.external_id.in_(wanted[start : start + 500]),
+    if not (wanted := list(keys)):
+        return {}
+    sqlite = db.dialect.name == "sqlite"
+    rows = statements(sqlite).known(db, of=connection_id, stream=stream, keys=listed(wanted, sqlite))
+    return {row.external_id: row.digest for row in rows}
+
+
+class Statements(NamedTuple):
+    """What is run for each page, built once: to build a statement takes as long as to run it."""
+
+    known: Prepared
+    upsert: Executable
+    mend: Prepared
+
+
+@cache
+def statements(is_sqlite: bool) -> Statements:
+    """The statements of a database."""
+    of, bad = Record.__table__.c, Quarantined.__table__.c
+    here = (of.connection_id == bindparam("of"), of.stream == bindparam("stream"))
+    there = (bad.connection_id == bindparam("of"), bad.stream == bindparam("stream"))
+    written = (*NORMAL, "change", "connection_id", "stream", "raw", "digest", "created_at", "updated_at")
+    upsert: Any
+    if is_sqlite:
+        upsert = sqlite.insert(table(Record)).values({name: bindparam(name) for name in written})
+        upsert = upsert.values(raw=bindparam("raw", type_=Text))  # it is JSON already
+        upsert = upsert.on_conflict_do_update(
+            index_elements=["connection_id", "stream", "external_id"],
+            set_={name: upsert.excluded[name] for name in OVERWRITTEN},
         )
-        found.update((row.external_id, row.digest) for row in db.execute(query))
-    return found
+    else:
+        # A page is one parameter, which the database takes apart: rows one by one take half as long again.
+        # Not `jsonb`, and `raw` is a text in it: a \\u0000 in a payload stays the six characters that it is.
+        names = ", ".join(written)
+        upsert = text(
+            f"INSERT INTO records ({names}) SELECT {names} FROM json_populate_recordset(NULL::records, :page)"
+            " ON CONFLICT (connection_id, stream, external_id) DO UPDATE SET "
+            + ", ".join(f"{name} = excluded.{name}" for name in OVERWRITTEN)
+        )
+    return Statements(
+        known=Prepared(
+            select(of.external_id, of.digest).where(*here, one_of(of.external_id, "keys", is_sqlite))
+        ),
+        upsert=upsert,
+        mend=Prepared(delete(table(Quarantined)).where(*there, one_of(bad.external_id, "keys", is_sqlite))),
+    )
+
+
+def iso(value: date) -> str:
+    """A date or an instant in a page. Raises `ValueError` for an instant without an offset."""
+    if isinstance(value, datetime) and value.tzinfo is None:
+        raise ValueError(f"an instant without an offset: {value}")
+    return value.isoformat()
+
+
+def one_of(what: ColumnElement[Any], name: str, is_sqlite: bool) -> ColumnElement[bool]:
+    """Whether a column is among the texts of one parameter, however many there are: see `listed`."""
+    if is_sqlite:
+        return what.in_(select(column("value")).select_from(func.json_each(bindparam(name, type_=Text))))
+    return what == any_(cast(bindparam(name, type_=Text), ARRAY(Text)))
+
+
+def listed(texts: Collection[str | None], is_sqlite: bool) -> str:
+    """The value of such a parameter: an array as its database writes it. Drivers take longer over lists."""
+    if is_sqlite:
+        return json.dumps(list(texts))
+    quoted = (str(each).replace("\\", "\\\\").replace('"', '\\"') for each in texts)
+    return "{" + ",".join(f'"{each}"' for each in quoted) + "}"
 
 
 def quarantine(
@@ -165,13 +244,8 @@ def quarantine(
     ]
     mended = {item.external_id for item in items if item.record} - {row["external_id"] for row in bad}
     if mended:
-        db.execute(
-            delete(Quarantined).where(
-                Quarantined.connection_id == connection_id,
-                Quarantined.stream == stream,
-                Quarantined.external_id.in_(mended),
-            )
-        )
+        keys = listed(mended, store.is_sqlite)
+        statements(store.is_sqlite).mend(db, of=connection_id, stream=stream, keys=keys)
     if not bad:
         return 0
     seen = {(row.digest) for row in db.execute(
@@ -185,6 +259,15 @@ def quarantine(
     if fresh:
         db.execute(insert(Quarantined), fresh)
     return len(fresh)
+
+
+_there = select(Record.id, Record.external_id).where(
+    Record.connection_id == bindparam("of"),
+    Record.stream == bindparam("stream"),
+    Record.ordered_at >= bindparam("since"),
+    Record.deleted_at.is_(None),
+)
+THERE, THERE_BELOW = Prepared(_there), Prepared(_there.where(Record.ordered_at < bindparam("until")))
 
 
 def delete_missing(
@@ -202,15 +285,11 @@ def delete_missing(
     The row stays as a mark that there was one (the values and the payload go), so that readers
     who follow the changes learn of the deletion.
     """
-    there = select(Record.id, Record.external_id).where(
-        Record.connection_id == connection_id,
-        Record.stream == stream,
-        Record.ordered_at >= since,
-        Record.deleted_at.is_(None),
-    )
-    if until is not None:
-        there = there.where(Record.ordered_at < until)
-    gone = [row.id for row in db.execute(there) if row.external_id not in present]
+    if until is None:
+        rows = THERE(db, of=connection_id, stream=stream, since=since)
+    else:
+        rows = THERE_BELOW(db, of=connection_id, stream=stream, since=since, until=until)
+    gone = [row.id for row in rows if row.external_id not in present]
     if gone:
         cleared = {name: None for name in VALUES if name not in KEPT_OF_A_DELETED}
         db.execute(
