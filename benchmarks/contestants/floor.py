@@ -2,9 +2,9 @@
 
     python floor.py THREADS     prints `ready`; reads a line of users, syncs them all, again and again
 
-Whoever wants more than this (one sync at a time, a budget, a restart that loses nothing) pays for it, and the
-benchmark tells how much. psycopg without SQLAlchemy, prepared statements, a connection to the database and one
-to the provider for each thread.
+Whoever wants more than this (one sync at a time, a budget, a restart that loses nothing) pays for it, and
+the benchmark tells how much. psycopg without SQLAlchemy, prepared statements, a connection to the database
+and one to the provider for each thread.
 """
 
 from __future__ import annotations
