@@ -523,6 +523,11 @@ def main() -> None:
     )
     print("the median, the range, and the median ratio of a round with its range")
     table.show(names)
+    for workload in workloads:
+        for what in ("requests", "records there are"):
+            counted = {value for name in names for value in table.values[name, f"{workload}: {what}"]}
+            if len(counted) > 1:
+                raise SystemExit(f"{workload}: not everybody did the same: {what}: {sorted(counted)}")
 
 
 if __name__ == "__main__":

@@ -265,9 +265,9 @@ def test_a_lock_lost_between_two_rounds_is_no_new_round(
     finish = sync.ConnectionSync._finish
 
     def last(self: sync.ConnectionSync, until: Any) -> None:
-        finish(self, until)
         sandbox.step(1)
         note_news(short, "alice")
+        finish(self, until)
         short.redis.delete("lifelogger:lock:sync:alice")
         short.mutex.renew_once()
 

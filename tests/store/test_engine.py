@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, func, insert, literal, select, text, update
+from sqlalchemy import bindparam, delete, func, insert, literal, select, text, update
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from lifelogger.store import Store
+from lifelogger.store import Prepared, Store, engine, table
 from lifelogger.store.models import Base, Connection, Tick, User, Utc
 from tests.servers import PostgresServer
 
@@ -127,6 +127,60 @@ def test_an_insert_tells_whether_it_came_first(store: Store) -> None:
         assert db.execute(ann).rowcount == 0
 
 
+# Prepared statements ----------------------------------------------------------------------------------------
+
+JOIN = Prepared(insert(table(User)).values(id=bindparam("of"), created_at=bindparam("now")))
+JOINED = Prepared(
+    select(User.id, User.created_at).where(User.id != "zoe", User.created_at <= bindparam("until"))
+)
+
+
+def test_a_prepared_statement_converts_as_any_other_does(store: Store) -> None:
+    there = NOW.astimezone(timezone(timedelta(hours=5, minutes=45)))
+    with store.write() as db:
+        assert JOIN(db, of="ann", now=there) == []
+        JOIN(db, of="zoe", now=there)
+        JOIN(db, of="late", now=NOW + timedelta(seconds=1))
+
+    with store.read() as db:
+        [row] = JOINED(db, until=there)
+    assert (row.id, row.created_at, row.created_at.tzinfo) == ("ann", NOW, UTC)
+
+
+def test_a_prepared_statement_fails_as_any_other_does(store: Store) -> None:
+    add(store, "ann")
+
+    def fail() -> None:
+        with store.write() as db:
+            JOIN(db, of="bob", now=NOW)
+            JOIN(db, of="ann", now=NOW)
+
+    with pytest.raises(IntegrityError) as refused:
+        fail()
+    assert "2026" not in str(refused.value)  # no parameters: people's data is among them
+    with pytest.raises(ValueError, match="an instant without an offset"), store.write() as db:
+        JOIN(db, of="carl", now=NOW.replace(tzinfo=None))
+    assert users(store) == ["ann"]
+
+
+def test_a_connection_whose_server_went_is_not_used_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if store.is_sqlite:
+        pytest.skip("a file does not go away")
+    add(store, "ann")
+    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid"
+    with store.read() as db:
+        pid = db.scalar(text("SELECT pg_backend_pid()"))
+    other = Store(store.url.render_as_string(hide_password=False))
+    with other.read() as db:
+        db.execute(text(others), {"pid": pid})
+    other.close()
+
+    monkeypatch.setattr(engine, "IDLE_SECONDS", 0.0)
+    assert users(store) == ["ann"]
+
+
 # Several at once --------------------------------------------------------------------------------------------
 
 
@@ -157,7 +211,7 @@ PROGRAM = """
 import sys
 from datetime import datetime, UTC
 from sqlalchemy import func, insert, select
-from lifelogger.store import Store
+from lifelogger.store import Prepared, Store, engine, table
 from lifelogger.store.models import Base, User
 store = Store(sys.argv[1])
 print("ready", flush=True)

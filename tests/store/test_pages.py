@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -416,3 +417,13 @@ def test_any_page_again_changes_nothing(store: Store, page: list[Item]) -> None:
     assert write(store, *page, stream=stream, now=LATER) == Counts()
 
     assert (rows(store, Record, stream), rows(store, Quarantined, stream)) == before
+
+
+def test_keys_are_what_they_are_whatever_is_in_them(store: Store) -> None:
+    """They go to the database as one text, whose own signs may be in a key."""
+    keys = ['"', "\\", "{a,b}", "NULL", ",", "é\n", "' OR 1=1 --", "a b"]
+    items = [Item(key, {"id": key}, replace(item(1).record, external_id=key)) for key in keys]
+
+    assert write(store, *items).inserted == len(keys)
+    assert write(store, *items) == Counts()
+    assert sorted(row["external_id"] for row in rows(store)) == sorted(keys)
