@@ -31,7 +31,9 @@ LEAST_KNOWN_DAYS = 7.0
 UNANNOUNCED_WEIGHT = 0.5
 """How many unannounced news are thought possible before webhooks have shown that they work."""
 DOUBT = 0.1
-"""What is left of the trust in webhooks once a poll has found what none announced."""
+"""What is left of the trust in webhooks once a poll has found what none announced ..."""
+TRUST = 0.5
+"""... and of what polls found with each news that one announced: they may be new."""
 
 HOUR, DAY = 3600.0, 86400.0
 WEEK_HOURS = 168
@@ -86,9 +88,13 @@ class Habits:
             self.weekdays[int((local - _MONDAY) // DAY) % 7] += weight
 
     def heard(self, news: int, *, announced: bool) -> None:
-        """Note whether a webhook had told of so many news: one that is missed puts all of them in doubt."""
+        """Note whether a webhook told of so many news.
+
+        A few that are announced make up for years without, and one that is missed for all of them.
+        """
         if announced:
             self.announced += news
+            self.unannounced *= TRUST**news
         elif news:
             self.unannounced += news
             self.announced *= DOUBT

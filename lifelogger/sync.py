@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache, partial
@@ -550,37 +550,37 @@ class ConnectionSync:
         been seen, came late: some time between the looks.
         """
         habits = Habits.unpack(packed) or pacing.unknown(self.row["started_at"])
-        arrivals = self._arrivals(db, habits, now)
-        habits.learn(arrivals, now.timestamp())
-        if all(self.read.values()):  # a first look finds what nobody could have announced
-            hinted = self.row["news_streams"] is not None
-            if hinted or self.row["news_at"] is None:  # what somebody asked for says nothing
-                habits.heard(len(arrivals), announced=hinted)
-            if hinted and arrivals:
-                pacing.heard(db, self.journal.provider, now)
-        return habits
-
-    def _arrivals(self, db: Database, habits: Habits, now: datetime) -> list[float]:
-        counts = self.journal.counts
-        if not counts.inserted:
-            return []
-        rows = db.execute(
-            select(Record.stream, Record.ordered_at, Record.end_at, Record.utc_offset_s)
-            .where(Record.connection_id == self.row["id"], Record.created_at >= self.row["started_at"])
-            .order_by(Record.change.desc())
-            .limit(counts.inserted)
-        ).all()
+        rows = self._inserted(db)
         fresh = {sweep.stream.name: sweep.fresh_since for sweep in self.sweeps}
-        arrivals = []
+        arrivals, news = [], 0
         for row in rows:
             at, looked_at = row.end_at or row.ordered_at, self.read.get(row.stream)
-            if looked_at is not None and fresh.get(row.stream, now) <= at < looked_at:
-                at = looked_at + (now - looked_at) / 2
+            # A first look, and one into the past, finds what nobody could have announced.
+            if looked_at is not None and at >= fresh.get(row.stream, now):
+                news += 1
+                at = at if at >= looked_at else looked_at + (now - looked_at) / 2
             arrivals.append(at.timestamp())
         newest = max(rows, key=lambda row: row.ordered_at, default=None)
         if newest is not None and newest.utc_offset_s is not None:
             habits.offset_s = newest.utc_offset_s
-        return arrivals
+        habits.learn(arrivals, now.timestamp())
+        hinted = self.row["news_streams"] is not None
+        if news and (hinted or self.row["news_at"] is None):  # what somebody asked for says nothing
+            habits.heard(news, announced=hinted)
+        if news and hinted:
+            pacing.heard(db, self.journal.provider, now)
+        return habits
+
+    def _inserted(self, db: Database) -> Sequence[Any]:
+        """The records that are new with this sync."""
+        if not self.journal.counts.inserted:
+            return []
+        return db.execute(
+            select(Record.stream, Record.ordered_at, Record.end_at, Record.utc_offset_s)
+            .where(Record.connection_id == self.row["id"], Record.created_at >= self.row["started_at"])
+            .order_by(Record.change.desc())
+            .limit(self.journal.counts.inserted)
+        ).all()
 
     def _finish(self, until: datetime | None) -> None:
         """Close the journal row and say when the connection is next due."""

@@ -91,6 +91,17 @@ def test_webhooks_that_work_leave_little_to_be_found_and_one_that_is_missed_puts
     assert habits.silent > 0.2
 
 
+def test_webhooks_that_were_just_switched_on_are_trusted_after_some_news() -> None:
+    habits = someone()
+    habits.heard(500, announced=False)
+    assert habits.silent == 1
+
+    for _ in range(10):
+        habits.heard(1, announced=True)
+
+    assert habits.silent < 0.1
+
+
 @given(
     arrivals=st.lists(st.floats(-3000 * DAY, 3 * DAY), max_size=60),
     offset=st.integers(-14 * 60, 14 * 60),

@@ -951,6 +951,22 @@ def test_each_record_is_learned_from_once(live: Runtime, sandbox: Control) -> No
 
 
 @ONCE
+def test_history_that_comes_in_parts_is_no_news_that_webhooks_missed(live: Runtime, sandbox: Control) -> None:
+    live = tuned(live, sync={"history_pages": 1})
+    connect(live, sandbox, "alice")
+    before = -1
+    while (now := len(stored(live, "alice"))) != before:
+        before = now
+        sync.run("alice", runtime=live)
+        change(live, "alice", next_sync_at=live.clock())
+        ticked(live, "alice")
+
+    assert stored(live, "alice") == truth(sandbox, "alice")
+    assert habits(live, "alice").unannounced == 0
+    assert len(journal(live, "alice")) > 2
+
+
+@ONCE
 def test_what_comes_late_is_learned_as_having_come_between_the_looks(live: Runtime, sandbox: Control) -> None:
     connect(live, sandbox, "alice")
     sync.run("alice", runtime=live)
