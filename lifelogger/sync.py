@@ -439,6 +439,7 @@ class ConnectionSync:
         if self.off and not run.message:
             run.message = "Not read: " + "; ".join(self.off)
         wanted = [stream for stream in self.provider.streams if stream.wanted(self.settings)]
+        told = run.outcome == "needs_reauth"
         if run.outcome == "ok" and len(self.not_granted) == len(wanted):
             run.outcome = "needs_reauth"  # only the person can grant it
         elif run.outcome == "ok" and len(self.off) == len(wanted):
@@ -474,7 +475,7 @@ class ConnectionSync:
                     values |= dict.fromkeys(("news_at", "news_streams", "news_about", "deauthorised_at"))
             elif run.outcome == "needs_reauth":
                 # News may be that the person has signed in again meanwhile: then nothing is over.
-                values |= {} if more_news else needs_reauth(run.message or "", now)
+                values |= {} if more_news else needs_reauth(run.message or "", now, told=told)
                 left = not more_news and news.deauthorised_at is not None
             else:
                 failed = run.outcome == "failed"

@@ -805,6 +805,51 @@ def test_without_a_token_to_ask_with_nobody_is_taken_to_have_left(served: Runtim
     assert connection(served, "alice").deauthorised_at is None
 
 
+@ON_SQLITE
+def test_a_worker_that_is_killed_once_it_has_asked_erases_nobody(served: Runtime, sandbox: Control) -> None:
+    """The pair that the proof brought is kept, that the grant lives was not written down: it is asked again."""
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    change(served, "alice", status="needs_reauth", next_sync_at=None)
+    sandbox.step(1)
+    hint(served, "alice", [Event(owner_of(served), deauthorised=True)])
+    sandbox.step(1)
+    assert not Tokens(served).has_ended(connection(served, "alice").id)  # and there it ends
+
+    assert leaving.end_deauthorised(served) == []
+
+    assert stored(served, "alice") == truth(sandbox, "alice")
+    assert connection(served, "alice").deauthorised_at is None
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    "ended",
+    [{"scopes": []}, {"refresh_token": None, "token_expires_at": NOON}],
+    ids=["nothing granted", "nothing to refresh with"],
+)
+@pytest.mark.parametrize("finds_out", ["sync", "refresh"])
+def test_an_end_that_no_provider_told_is_no_proof_that_somebody_left(
+    served: Runtime, sandbox: Control, ended: dict[str, Any], finds_out: str
+) -> None:
+    """A forger said so before, and nothing was asked since."""
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    sandbox.step(60)
+    change(served, "alice", **ended)
+    hint(served, "alice", [Event(owner_of(served), deauthorised=True)])
+    sandbox.step(1)
+
+    if finds_out == "refresh":
+        Tokens(served).refresh_expiring()
+        leaving.end_deauthorised(served)
+    sync.run("alice", runtime=served)
+
+    row = connection(served, "alice")
+    assert (row.status, row.deauthorised_at) == ("needs_reauth", None)
+    assert stored(served, "alice") == truth(sandbox, "alice")
+
+
 # Whose account it is ---------------------------------------------------------------------------------
 
 IDENTITY = {"strava": "GET /athlete", "fitbit": "GET /identity", "oura": "GET /personal_info"}
