@@ -112,6 +112,7 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
     long as a time-out, and the others should not wait for that.
     """
     now = rt.clock()
+    turn = now + HINTED_EVERY
     mine = [
         Connection.user_id == user_id,
         Connection.status == "active",
@@ -135,7 +136,8 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
                 claimed_at=func.coalesce(Connection.claimed_at, now),
                 next_sync_at=now + timedelta(seconds=rt.settings.sync.lease_seconds),
                 hint_after=case(
-                    (Connection.news_streams.is_(None), Connection.hint_after), else_=now + HINTED_EVERY
+                    (or_(Connection.news_streams.is_(None), Connection.hint_after > turn), Connection.hint_after),
+                    else_=turn,
                 ),
                 **asked,
             )
@@ -459,8 +461,10 @@ class ConnectionSync:
             values: dict[str, Any] = {"claimed_at": None, "wait_reason": None, "updated_at": now}
             hint_after = news.hint_after
             named = sum(sweep.named for sweep in self.sweeps)
-            if named:  # each of them costs what a look costs
-                hint_after = values["hint_after"] = self.row["started_at"] + HINTED_EVERY * named
+            if named:  # each costs what a look costs, in which the first is where no list was read
+                more = named if any(sweep.swept for sweep in self.sweeps) else named - 1
+                owed = max(hint_after or self.row["started_at"], self.row["started_at"])
+                hint_after = values["hint_after"] = owed + HINTED_EVERY * more
             if run.outcome == "ok":
                 # History goes on at the next tick, whenever that is; when the budget is short, with the next
                 # poll. That has its own time, however many hints are followed in between.

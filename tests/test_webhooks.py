@@ -456,7 +456,26 @@ def test_whoever_names_more_has_the_list_read_and_ten_of_them(served: Runtime, s
 
     assert spent(sandbox, started) == [LIST] + [DETAIL] * 10
     assert stored(served, "alice") == before
-    assert connection(served, "alice").hint_after == served.clock() + timedelta(minutes=10)
+    assert connection(served, "alice").hint_after == served.clock() + timedelta(minutes=11)
+
+
+@ON_SQLITE
+def test_what_a_poll_brings_before_its_turn_is_waited_for_too(served: Runtime, sandbox: Control) -> None:
+    """Or ten could be named before each poll, and ten after it."""
+    old = [str(sandbox.add("alice", start=LONG_AGO - timedelta(days=each))) for each in range(10)]
+    settle(served, sandbox)
+    named = [Event(owner_of(served), ("activities",), each) for each in old]
+    began, asked = served.clock(), []
+
+    for wait in (0, 520):  # the second time the poll is due
+        sandbox.step(wait)
+        hint(served, "alice", named)
+        started = last(sandbox)
+        ticked(served, "alice")
+        asked.append(spent(sandbox, started))
+
+    assert asked == [[DETAIL] * 10, [LIST] + [DETAIL] * 10]
+    assert connection(served, "alice").hint_after == began + timedelta(minutes=10 + 10)
 
 
 @ON_SQLITE
