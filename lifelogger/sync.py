@@ -57,8 +57,8 @@ LEFT_BY_HINTS = 0.5
 TRIES_OF_NAMED = 3
 """Failures in a row until what webhooks name is no longer asked for: it may be what fails, and be forged."""
 LONGEST_HISTORY = timedelta(seconds=20)
-"""How long one sync reads on in a connection's past: a worker that does can serve nobody else, and where all do,
-who has just connected waits; the user's own news waits for the lock."""
+"""How long one sync reads on in a connection's past: a worker that does can serve nobody else, and where all
+do, who has just connected waits; the user's own news waits for the lock."""
 
 
 class TakenOver(LifeloggerError):
@@ -136,7 +136,10 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
                 claimed_at=func.coalesce(Connection.claimed_at, now),
                 next_sync_at=now + timedelta(seconds=rt.settings.sync.lease_seconds),
                 hint_after=case(
-                    (or_(Connection.news_streams.is_(None), Connection.hint_after > turn), Connection.hint_after),
+                    (
+                        or_(Connection.news_streams.is_(None), Connection.hint_after > turn),
+                        Connection.hint_after,
+                    ),
                     else_=turn,
                 ),
                 **asked,

@@ -826,7 +826,7 @@ def test_without_a_token_to_ask_with_nobody_is_taken_to_have_left(served: Runtim
 
 @ON_SQLITE
 def test_a_worker_that_is_killed_once_it_has_asked_erases_nobody(served: Runtime, sandbox: Control) -> None:
-    """The pair that the proof brought is kept, that the grant lives was not written down: it is asked again."""
+    """The pair that it brought is kept, that the grant lives is not written down yet: it is asked again."""
     connect(served, sandbox, "alice")
     sync.run("alice", runtime=served)
     change(served, "alice", status="needs_reauth", next_sync_at=None)
