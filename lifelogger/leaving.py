@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, delete, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, Table, delete, func, insert, literal, or_, select, update
 from sqlalchemy import Connection as Database
 
 from lifelogger.errors import LifeloggerError, SignInAgain, Unavailable, Wait
@@ -83,20 +83,21 @@ def end_deauthorised(rt: Runtime, connection_id: int | None = None) -> list[dict
     """The person ended the authorisation at the provider: delete all that came of it; returns the receipts.
 
     Of one connection or all for which a webhook said so (which anybody could have sent), and whose grant
-    the provider has refused since. One that had been refused before is asked about here: somebody who has to
-    sign in again has not left for that.
+    the provider has refused since. One whose end is older, or was told by no provider, is asked about here:
+    somebody who has to sign in again has not left for that.
     """
     # Written out: a parameter does not tell a database that its partial index fits.
     again = Connection.status == literal("needs_reauth", literal_execute=True)
     ended = [again, Connection.deauthorised_at.is_not(None)]
     if connection_id is not None:
         ended.append(Connection.id == connection_id)
-    refused_before = (Connection.updated_at < Connection.deauthorised_at).label("refused_before")
+    refused_since = Connection.status_at > Connection.deauthorised_at
+    refused_since = func.coalesce(refused_since, False).label("refused_since")  # ended before that was kept
     with rt.store.read() as db:
-        found = db.execute(select(Connection.id, refused_before).where(*ended)).all()
+        found = db.execute(select(Connection.id, refused_since).where(*ended)).all()
     numbers = []
     for each in found:
-        if each.refused_before and not _is_gone_there(rt, each.id):
+        if not each.refused_since and not _is_gone_there(rt, each.id):
             continue
         with rt.store.write() as db:
             numbers.append(_leave(rt, db, "deauthorised", *ended, Connection.id == each.id))

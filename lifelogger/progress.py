@@ -46,6 +46,17 @@ class Import:
     does not go on before the person signs in again."""
 
 
+def wanted(rt: Runtime, provider: str) -> frozenset[str]:
+    """The streams of a provider that these settings read; one that was taken out of them comes no further."""
+    on = rt.enabled().get(provider)
+    settings = rt.settings.providers.get(provider)
+    return (
+        frozenset(each.name for each in on.streams if each.wanted(settings))
+        if on and settings
+        else frozenset()
+    )
+
+
 class Span(NamedTuple):
     """What one stream has of its past, in seconds, and where that goes to."""
 
@@ -86,7 +97,8 @@ def of_connections(
     found = {}
     for each in connections:
         # Without any its first sync has not begun.
-        read = [row for row in streams.get(each.id) or [None] if row is None or row.off_reason is None]
+        names, rows = wanted(rt, each.provider), streams.get(each.id) or [None]
+        read = [row for row in rows if row is None or (row.off_reason is None and row.name in names)]
         spans = [span(row, now, days) for row in read]
         goals = [one.goes_to for one in spans if one.goes_to is not None]
         if not goals:

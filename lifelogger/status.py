@@ -37,8 +37,9 @@ def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
         fired = select(Tick.__table__).where(Tick.name != AGAIN).order_by(Tick.fired_at.desc())
         tick = db.execute(fired.limit(1)).first()
         # Chosen by number: joined, SQLite would read all connections in the order of their providers.
+        names = frozenset[str]().union(*(progress.wanted(rt, name) for name in rt.enabled()))
         unread = select(Stream.connection_id).where(
-            Stream.backlog_until.is_not(None), Stream.off_reason.is_(None)
+            Stream.backlog_until.is_not(None), Stream.off_reason.is_(None), Stream.name.in_(names)
         )
         imports = db.execute(
             select(Connection.provider, func.count())

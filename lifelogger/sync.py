@@ -148,6 +148,7 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
 def taking(providers: tuple[str, ...], asked: bool) -> Prepared:
     """The statement that takes a user's connections: those that are due, and if `asked` all that can be."""
     of, now = Connection.__table__.c, bindparam("now", type_=Connection.next_sync_at.type)
+    turn = bindparam("hint_after", type_=Connection.hint_after.type)
     # A tick has claimed what the budgets can serve: what is due at other providers has its own turn.
     its_turn = of.next_sync_at <= now
     enabled = or_(false(), *(of.provider == name for name in providers))
@@ -165,7 +166,9 @@ def taking(providers: tuple[str, ...], asked: bool) -> Prepared:
             fence=of.fence + 1,
             claimed_at=func.coalesce(of.claimed_at, now),
             next_sync_at=bindparam("lease_ends"),
-            hint_after=case((of.news_streams.is_(None), of.hint_after), else_=bindparam("hint_after")),
+            hint_after=case(
+                (or_(of.news_streams.is_(None), of.hint_after > turn), of.hint_after), else_=turn
+            ),
             **wish,
         )
         .returning(
@@ -592,6 +595,7 @@ class ConnectionSync:
         if self.off and not run.message:
             run.message = "Not read: " + "; ".join(self.off)
         wanted = [stream for stream in self.provider.streams if stream.wanted(self.settings)]
+        told = run.outcome == "needs_reauth"
         if run.outcome == "ok" and len(self.not_granted) == len(wanted):
             run.outcome = "needs_reauth"  # only the person can grant it
         elif run.outcome == "ok" and len(self.off) == len(wanted):
@@ -604,8 +608,10 @@ class ConnectionSync:
             values: dict[str, Any] = {"claimed_at": None, "wait_reason": None, "updated_at": now}
             hint_after = news.hint_after
             named = sum(sweep.named for sweep in self.sweeps)
-            if named:  # each of them costs what a look costs
-                hint_after = values["hint_after"] = self.row["started_at"] + HINTED_EVERY * named
+            if named:  # each costs what a look costs, in which the first is where no list was read
+                more = named if any(sweep.swept for sweep in self.sweeps) else named - 1
+                owed = max(hint_after or self.row["started_at"], self.row["started_at"])
+                hint_after = values["hint_after"] = owed + HINTED_EVERY * more
             if run.outcome == "ok":
                 # History goes on at the next tick, whenever that is; when the budget is short, with the next
                 # poll. That has its own time, however many hints are followed in between.
@@ -622,7 +628,7 @@ class ConnectionSync:
                     values |= dict.fromkeys(("news_at", "news_streams", "news_about", "deauthorised_at"))
             elif run.outcome == "needs_reauth":
                 # News may be that the person has signed in again meanwhile: then nothing is over.
-                values |= {} if more_news else needs_reauth(run.message or "", now)
+                values |= {} if more_news else needs_reauth(run.message or "", now, told=told)
                 left = not more_news and news.deauthorised_at is not None
             else:
                 failed = run.outcome == "failed"

@@ -114,7 +114,7 @@ class Tokens:
             found = self._from_escrow(row)
             grant = found or self.ask(row, ahead)
         except SignInAgain as end:
-            self._end(row, str(end))
+            self._end(row, str(end), told=row.refresh_token is not None or refused is not None)
             raise
         except BaseException:
             self._give_back(row)
@@ -262,15 +262,18 @@ class Tokens:
             )
         return done.rowcount == 1
 
-    def _end(self, row: Held, reason: str) -> None:
-        """Stop all polling of a connection whose authorisation is gone, unless it was renewed meanwhile."""
+    def _end(self, row: Held, reason: str, *, told: bool) -> None:
+        """Stop all polling of a connection whose authorisation is gone, unless it was renewed meanwhile.
+
+        `told`: as `needs_reauth`.
+        """
         with self.runtime.store.write() as db:
             db.execute(
                 update(Connection)
                 .where(
                     Connection.id == row.id, Connection.refresh_token.is_not_distinct_from(row.refresh_token)
                 )
-                .values(needs_reauth(reason, self.runtime.clock()))
+                .values(needs_reauth(reason, self.runtime.clock(), told=told))
             )
 
     # Escrow: a pair on its way from the provider to the row.
@@ -411,10 +414,15 @@ class Tokens:
         return [(row.id, row.user_id, row.provider) for row in turns if row is not None]
 
 
-def needs_reauth(reason: str, now: datetime) -> dict[str, Any]:
-    """The columns of a connection that waits for its person to sign in again: it is not polled."""
+def needs_reauth(reason: str, now: datetime, *, told: bool = True) -> dict[str, Any]:
+    """The columns of a connection that waits for its person to sign in again: it is not polled.
+
+    Not `told` by the provider, it is no answer to a webhook that said that the person has left.
+    """
     works = Connection.status == "active"  # one end may be met twice, and is one change
-    return {
+    left = Connection.deauthorised_at
+    unanswered = {} if told else {"deauthorised_at": case((left.is_not(None), now), else_=left)}
+    return unanswered | {
         "status_at": case((works, now), else_=Connection.status_at),
         "status_change": case((works, None), else_=Connection.status_change),
         "status": "needs_reauth",

@@ -432,7 +432,8 @@ def test_who_ends_it_at_the_provider_is_deleted_here(live: Runtime, sandbox: Con
     sync.run("bruno", runtime=live)
     change(live, "alice", deauthorised_at=live.clock())
     assert leaving.end_deauthorised(live) == []  # anybody could have said so
-    change(live, "alice", status="needs_reauth")
+    sandbox.step(1)
+    change(live, "alice", status="needs_reauth", status_at=live.clock())
 
     (said,) = leaving.end_deauthorised(live)
 

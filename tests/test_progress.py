@@ -192,6 +192,18 @@ def test_a_stream_that_is_off_is_not_waited_for(runtime: Runtime) -> None:
     assert status.overview(rt)["importing"] == 0
 
 
+def test_a_stream_that_is_read_no_more_is_not_waited_for(runtime: Runtime) -> None:
+    """One of `extra_streams` that was taken out of the settings halfway would be imported for ever."""
+    rt = replace(runtime, clock=lambda: NOW)
+    ann = connected(rt, "ann")
+    left = {"backlog_since": NOW - 40 * DAY, "backlog_until": NOW - 20 * DAY}
+    store(rt, Stream, ann, name="taken_out", cursor=NOW, **left)
+    store(rt, Stream, ann, cursor=NOW)
+
+    assert client.imports("ann", runtime=rt) == []
+    assert status.overview(rt)["importing"] == 0
+
+
 # How many ---------------------------------------------------------------------------------------------------
 
 

@@ -456,7 +456,26 @@ def test_whoever_names_more_has_the_list_read_and_ten_of_them(served: Runtime, s
 
     assert spent(sandbox, started) == [LIST] + [DETAIL] * 10
     assert stored(served, "alice") == before
-    assert connection(served, "alice").hint_after == served.clock() + timedelta(minutes=10)
+    assert connection(served, "alice").hint_after == served.clock() + timedelta(minutes=11)
+
+
+@ON_SQLITE
+def test_what_a_poll_brings_before_its_turn_is_waited_for_too(served: Runtime, sandbox: Control) -> None:
+    """Or ten could be named before each poll, and ten after it."""
+    old = [str(sandbox.add("alice", start=LONG_AGO - timedelta(days=each))) for each in range(10)]
+    settle(served, sandbox)
+    named = [Event(owner_of(served), ("activities",), each) for each in old]
+    began, asked = served.clock(), []
+
+    for wait in (0, 520):  # the second time the poll is due
+        sandbox.step(wait)
+        hint(served, "alice", named)
+        started = last(sandbox)
+        ticked(served, "alice")
+        asked.append(spent(sandbox, started))
+
+    assert asked == [[DETAIL] * 10, [LIST] + [DETAIL] * 10]
+    assert connection(served, "alice").hint_after == began + timedelta(minutes=10 + 10)
 
 
 @ON_SQLITE
@@ -803,6 +822,51 @@ def test_without_a_token_to_ask_with_nobody_is_taken_to_have_left(served: Runtim
 
     assert leaving.end_deauthorised(served) == []
     assert connection(served, "alice").deauthorised_at is None
+
+
+@ON_SQLITE
+def test_a_worker_that_is_killed_once_it_has_asked_erases_nobody(served: Runtime, sandbox: Control) -> None:
+    """The pair that it brought is kept, that the grant lives is not written down yet: it is asked again."""
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    change(served, "alice", status="needs_reauth", next_sync_at=None)
+    sandbox.step(1)
+    hint(served, "alice", [Event(owner_of(served), deauthorised=True)])
+    sandbox.step(1)
+    assert not Tokens(served).has_ended(connection(served, "alice").id)  # and there it ends
+
+    assert leaving.end_deauthorised(served) == []
+
+    assert stored(served, "alice") == truth(sandbox, "alice")
+    assert connection(served, "alice").deauthorised_at is None
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    "ended",
+    [{"scopes": []}, {"refresh_token": None, "token_expires_at": NOON}],
+    ids=["nothing granted", "nothing to refresh with"],
+)
+@pytest.mark.parametrize("finds_out", ["sync", "refresh"])
+def test_an_end_that_no_provider_told_is_no_proof_that_somebody_left(
+    served: Runtime, sandbox: Control, ended: dict[str, Any], finds_out: str
+) -> None:
+    """A forger said so before, and nothing was asked since."""
+    connect(served, sandbox, "alice")
+    sync.run("alice", runtime=served)
+    sandbox.step(60)
+    change(served, "alice", **ended)
+    hint(served, "alice", [Event(owner_of(served), deauthorised=True)])
+    sandbox.step(1)
+
+    if finds_out == "refresh":
+        Tokens(served).refresh_expiring()
+        leaving.end_deauthorised(served)
+    sync.run("alice", runtime=served)
+
+    row = connection(served, "alice")
+    assert (row.status, row.deauthorised_at) == ("needs_reauth", None)
+    assert stored(served, "alice") == truth(sandbox, "alice")
 
 
 # Whose account it is ---------------------------------------------------------------------------------
