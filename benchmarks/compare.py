@@ -153,7 +153,16 @@ class Contestant:
         return self.ground.environ()
 
     def __enter__(self) -> Contestant:
-        self.began = time.monotonic()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def start(self) -> None:
+        """Start the commands, and return when all are ready."""
+        began = time.monotonic()
         for number, (command, ready, times) in enumerate(self.commands):
             log = self.ground.folder / f"{self.name}-{number}.log"
             with log.open("wb") as out:
@@ -173,8 +182,7 @@ class Contestant:
 
             wait_until(up, f"{self.name} ({log})")
             if number == 0:  # the worker: what follows is the timetable
-                self.ready_after = time.monotonic() - self.began
-        return self
+                self.ready_after = time.monotonic() - began
 
     def __exit__(self, *_: object) -> None:
         for process in reversed(self.running):
