@@ -77,25 +77,39 @@ class Store:
         self.engine.dispose()
 
 
-def postgres_arguments(url: URL) -> dict[str, Any]:
-    """How both ends notice that a line is broken: libpq's parameters, but for those that the URL has."""
+def postgres_engine(url: URL) -> Engine:
+    """PostgreSQL, where both ends notice that a line is broken; what the URL says of that wins.
+
+    The server's end is told by statements: PgBouncer refuses who asks for it in `options`.
+    """
     idle, interval, count = GONE_SECONDS // 2, GONE_SECONDS // 6, 3
-    session = {
-        "idle_in_transaction_session_timeout": f"{GONE_SECONDS}s",
-        "tcp_user_timeout": f"{GONE_SECONDS}s",
-        "tcp_keepalives_idle": idle,
-        "tcp_keepalives_interval": interval,
-        "tcp_keepalives_count": count,
-    }
     arguments = {
         "connect_timeout": CONNECT_SECONDS,
         "tcp_user_timeout": GONE_SECONDS * 1000,
         "keepalives_idle": idle,
         "keepalives_interval": interval,
         "keepalives_count": count,
-        "options": " ".join(f"-c {name}={value}" for name, value in session.items()),
     }
-    return {name: value for name, value in arguments.items() if name not in url.query}
+    session = {
+        "idle_in_transaction_session_timeout": f"'{GONE_SECONDS}s'",
+        "tcp_user_timeout": f"'{GONE_SECONDS}s'",
+        "tcp_keepalives_idle": idle,
+        "tcp_keepalives_interval": interval,
+        "tcp_keepalives_count": count,
+    }
+    engine = create_engine(
+        url, pool_size=16, max_overflow=16, pool_pre_ping=True, isolation_level="READ COMMITTED",
+        connect_args={name: value for name, value in arguments.items() if name not in url.query},
+        hide_parameters=True,
+    )  # fmt: skip
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: Any) -> None:
+        if "options" not in url.query:
+            connection.execute("; ".join(f"SET {name} = {value}" for name, value in session.items()))
+            connection.commit()  # what is set in a transaction is undone with it
+
+    return engine
 
 
 def table(model: Any) -> Table:

@@ -356,6 +356,19 @@ def test_both_ends_of_a_broken_line_give_up(postgres_server: PostgresServer) -> 
     }
 
 
+def test_nothing_is_asked_for_at_the_start_that_a_pooler_refuses(postgres_server: PostgresServer) -> None:
+    """PgBouncer ends a connection that begins with `options`; what is set later holds for its session."""
+    store = Store(postgres_server.emptied("test"))
+
+    with store.read() as db:
+        raw = db.connection.driver_connection
+        assert raw is not None
+        assert "options" not in raw.info.get_parameters()
+    with store.read() as db:  # nor is it undone with the transaction that it came in
+        assert db.scalar(text("SHOW idle_in_transaction_session_timeout")) == "30s"
+    store.close()
+
+
 def test_what_the_url_says_of_it_wins(postgres_server: PostgresServer) -> None:
     own = "options=-c%20idle_in_transaction_session_timeout%3D7s&tcp_user_timeout=9000"
     store = Store(f"{postgres_server.emptied('test')}&{own}")
