@@ -57,6 +57,7 @@ COMMANDS = [
     ["export"],
     ["sync"],
     ["status"],
+    ["plan"],
     ["runs"],
     ["budget"],
     ["webhooks", "list"],

@@ -77,41 +77,6 @@ class Store:
         self.engine.dispose()
 
 
-def postgres_engine(url: URL) -> Engine:
-    """PostgreSQL, where both ends notice that a line is broken; what the URL says of that wins.
-
-    The server's end is told by statements: PgBouncer refuses who asks for it in `options`.
-    """
-    idle, interval, count = GONE_SECONDS // 2, GONE_SECONDS // 6, 3
-    arguments = {
-        "connect_timeout": CONNECT_SECONDS,
-        "tcp_user_timeout": GONE_SECONDS * 1000,
-        "keepalives_idle": idle,
-        "keepalives_interval": interval,
-        "keepalives_count": count,
-    }
-    session = {
-        "idle_in_transaction_session_timeout": f"'{GONE_SECONDS}s'",
-        "tcp_user_timeout": f"'{GONE_SECONDS}s'",
-        "tcp_keepalives_idle": idle,
-        "tcp_keepalives_interval": interval,
-        "tcp_keepalives_count": count,
-    }
-    engine = create_engine(
-        url, pool_size=16, max_overflow=16, pool_pre_ping=True, isolation_level="READ COMMITTED",
-        connect_args={name: value for name, value in arguments.items() if name not in url.query},
-        hide_parameters=True,
-    )  # fmt: skip
-
-    @event.listens_for(engine, "connect")
-    def prepare(connection: Any, record: Any) -> None:
-        if "options" not in url.query:
-            connection.execute("; ".join(f"SET {name} = {value}" for name, value in session.items()))
-            connection.commit()  # what is set in a transaction is undone with it
-
-    return engine
-
-
 def table(model: Any) -> Table:
     """The table of a model, for statements that know nothing of objects."""
     found = model.__table__
@@ -194,15 +159,35 @@ class _Compiled:
 
 
 def postgres_engine(url: URL) -> Engine:
-    """PostgreSQL with a pool of connections that are known to be good, or were a moment ago."""
+    """PostgreSQL, where both ends notice that a line is broken; what the URL says of that wins.
+
+    The server's end is told by statements: PgBouncer refuses who asks for it in `options`.
+    """
+    idle, interval, count = GONE_SECONDS // 2, GONE_SECONDS // 6, 3
+    arguments = {
+        "connect_timeout": CONNECT_SECONDS,
+        "tcp_user_timeout": GONE_SECONDS * 1000,
+        "keepalives_idle": idle,
+        "keepalives_interval": interval,
+        "keepalives_count": count,
+    }
+    session = {
+        "idle_in_transaction_session_timeout": f"'{GONE_SECONDS}s'",
+        "tcp_user_timeout": f"'{GONE_SECONDS}s'",
+        "tcp_keepalives_idle": idle,
+        "tcp_keepalives_interval": interval,
+        "tcp_keepalives_count": count,
+    }
     engine = create_engine(
-        url,
-        pool_size=16,
-        max_overflow=16,
-        isolation_level="READ COMMITTED",
-        connect_args=postgres_arguments(url),
-        hide_parameters=True,
-    )
+        url, pool_size=16, max_overflow=16, isolation_level="READ COMMITTED", hide_parameters=True,
+        connect_args={name: value for name, value in arguments.items() if name not in url.query},
+    )  # fmt: skip
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: Any) -> None:
+        if "options" not in url.query:
+            connection.execute("; ".join(f"SET {name} = {value}" for name, value in session.items()))
+            connection.commit()  # what is set in a transaction is undone with it
 
     @event.listens_for(engine, "checkin")
     def note(connection: Any, record: Any) -> None:
