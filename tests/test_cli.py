@@ -60,6 +60,7 @@ COMMANDS = [
     ["plan"],
     ["runs"],
     ["budget"],
+    ["plan"],
     ["webhooks", "list"],
     ["webhooks", "subscribe"],
     ["webhooks", "remove"],
@@ -435,6 +436,20 @@ def test_status_for_people(with_people: Callable[..., Said], live: Runtime) -> N
     change(live, "alice", status="needs_reauth", status_reason="Strava has ended it", next_sync_at=None)
     assert "To be signed in again by their people: 1 connection." in with_people("status").out
     assert "Has to sign in again: Strava has ended it." in with_people("status", "alice").out
+
+
+@ONCE
+def test_the_plan_for_people(with_people: Callable[..., Said], live: Runtime) -> None:
+    """Promise 12: what the next ticks will do, and for one user the time of the next poll and its reason."""
+    said = with_people("plan")
+
+    assert "Strava: No tick has reckoned with its budget yet" in said.out
+    assert "Due by 12:17 UTC: 1 connection." in said.out
+    assert "alice" in said.out
+    assert with_people("plan", "alice").out == (
+        "strava: next at 12:15 UTC. There are requests for everybody, every 15 minutes.\n"
+    )
+    assert with_people("plan", "nobody").status == 1
 
 
 def test_all_json_is_alone_on_standard_output(with_people: Callable[..., Said]) -> None:
