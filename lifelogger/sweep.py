@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection as Database
@@ -97,11 +98,12 @@ class Sweep:
         self.readable = True
         self.since = self.fresh_since
 
-    def read_hinted(self, hint: Hint) -> None:
+    def read_hinted(self, hint: Hint, *, suspect: bool = False) -> None:
         """Read what webhooks name, with the fewest requests that bring it.
 
         That is the list as a poll reads it, except for what is known to lie below it. Of the rest each item
         costs a request, and so does what the list should have shown and did not: it was recorded long ago.
+        What is `suspect` is asked for behind the list, and given up when it fails there.
         """
         places, span = self._places(hint.items), hint.span
         below = [key for key in hint.items if key in places and places[key] < self.fresh_since]
@@ -109,7 +111,7 @@ class Sweep:
         oldest = self.began_at - timedelta(days=self.rt.settings.sync.history_days)
         if span is not None and span[1] <= oldest:
             span = None  # so old that nothing is kept of it
-        apart = span is not None and span[1] <= self.fresh_since
+        apart = span is not None and (suspect or span[1] <= self.fresh_since)
         if hint.latest or others or self.never_read or (span is not None and not apart):
             if span is not None and not apart:
                 unread = self.backlog[1] if self.backlog else oldest  # below that it is read as history
@@ -118,10 +120,16 @@ class Sweep:
             self.read_fresh()
             shown = self._places(others)  # or concluded to be gone: that leaves its place
             others = [key for key in others if key not in shown]
+        named = [partial(self._read_item, key) for key in (*below, *others)]
         if span is not None and apart:
-            self._read_span(max(span[0], oldest), span[1])
-        for key in (*below, *others):
-            self._read_item(key)
+            named.insert(0, partial(self._read_span, max(span[0], oldest), span[1]))
+        for read in named:
+            try:
+                read()
+            except Unavailable as trouble:
+                if not suspect:
+                    raise
+                log.warning("connection %s: given up, as named: %s", self.connection_id, trouble)
 
     def _read_item(self, key: str) -> None:
         """Ask for one item. A refusal is of it alone: whoever is not signed can name what is not ours."""
@@ -143,10 +151,10 @@ class Sweep:
     def _read_span(self, since: datetime, until: datetime) -> None:
         """Read a span below the look-back again; how far the stream has been read stays as it is."""
         self._begin(base.Window(since, until, now=self.began_at))
-        assert self.pages is not None
-        for page in self.pages:
+        pages, self.pages = self.pages, None  # history begins anew, however this ends
+        assert pages is not None
+        for page in pages:
             self._store(page, advance=False)
-        self.pages = None
 
     def _gone(self, key: str) -> None:
         """Empty an item that the provider no longer has, and nothing else that lies in the same instant."""

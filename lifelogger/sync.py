@@ -59,7 +59,7 @@ HINTED_EVERY = timedelta(minutes=1)
 LEFT_BY_HINTS = 0.5
 """The part of the reserve that hints leave to people: many of them, of many people, may be forged."""
 TRIES_OF_NAMED = 3
-"""Failures in a row until what webhooks name is no longer asked for: it may be what fails, and be forged."""
+"""Failures in a row until what webhooks name is suspect: it may be what fails, and be forged."""
 LONGEST_HISTORY = timedelta(seconds=20)
 """How long one sync reads on in a connection's past: a worker that does can serve nobody else, and where all
 do, who has just connected waits; the user's own news waits for the lock."""
@@ -395,12 +395,10 @@ class ConnectionSync:
         )
         http.leave_share = rt.settings.schedule.reserve * self._kept_free()
         self.sweeps = self._open(http)
-        about = self.row["news_about"] or {}
-        if self.row["failures"] >= TRIES_OF_NAMED:
-            about = {}
+        about, suspect = self.row["news_about"] or {}, self.row["failures"] >= TRIES_OF_NAMED
         for sweep in self.sweeps:
-            hint = Hint.read(about.get(sweep.stream.name, LATEST), all_of_it=self.only is None)
-            self._guarded(sweep, partial(sweep.read_hinted, hint))
+            hint = Hint.read(about.get(sweep.stream.name, LATEST), all_of_it=self.only is None or suspect)
+            self._guarded(sweep, partial(sweep.read_hinted, hint, suspect=suspect))
         if self.only is None:
             self._learn_account(http)
 

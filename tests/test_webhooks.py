@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import dramatiq
@@ -22,7 +22,7 @@ import lifelogger.broker
 from lifelogger import cli, leaving, sync, webhooks
 from lifelogger.broker import make_broker
 from lifelogger.connections import import_lines, note_hint, note_news
-from lifelogger.errors import Refused
+from lifelogger.errors import Refused, Unavailable
 from lifelogger.providers.base import Event
 from lifelogger.runtime import Runtime
 from lifelogger.sandbox.server import listen, url_of
@@ -519,6 +519,49 @@ def test_one_that_always_fails_is_given_up(served: Runtime, sandbox: Control) ->
     for _ in range(4):
         change(served, "alice", next_sync_at=served.clock())
         outcomes += [run.outcome for run in ticked(served, "alice")]
+
+    assert outcomes == ["failed", "failed", "failed", "ok"]
+    assert connection(served, "alice").news_about is None
+
+
+@ON_SQLITE
+def test_an_outage_however_long_loses_no_old_one(served: Runtime, sandbox: Control) -> None:
+    """What always fails is given up, and nothing only because all did."""
+    old = sandbox.add("alice", start=LONG_AGO)
+    settle(served, sandbox)
+    sandbox.edit(old, fields={"name": "What it was"})
+    delivered(sandbox)
+    sandbox.fault(DETAIL, times=3, status=503)
+    sandbox.fault(LIST, times=2, status=503)
+
+    outcomes = []
+    for _ in range(6):
+        change(served, "alice", next_sync_at=served.clock())
+        outcomes += [run.outcome for run in ticked(served, "alice")]
+
+    assert outcomes == ["failed"] * 5 + ["ok"]
+    assert stored(served, "alice")[str(old)]["name"] == "What it was"
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("until", [LONG_AGO + timedelta(days=1), NOON], ids=["old", "into the look-back"])
+def test_a_span_that_always_fails_is_given_up_too(
+    served: Runtime, sandbox: Control, monkeypatch: pytest.MonkeyPatch, until: datetime
+) -> None:
+    settle(served, sandbox, "fitbit")
+    hint(served, "alice", [Event(owner_of(served), ("sleep",), span=(LONG_AGO, until))], "fitbit")
+    pages = type(served.providers["fitbit"]).pages
+
+    def failing(self: Any, http: Any, stream: Any, window: Any) -> Any:
+        if window.since <= LONG_AGO:
+            raise Unavailable("it has something there that it cannot give")
+        return pages(self, http, stream, window)
+
+    monkeypatch.setattr(type(served.providers["fitbit"]), "pages", failing)
+    outcomes = []
+    for _ in range(4):
+        change(served, "alice", next_sync_at=served.clock())
+        outcomes += [run.outcome for run in sync.run("alice", "news", runtime=served)]
 
     assert outcomes == ["failed", "failed", "failed", "ok"]
     assert connection(served, "alice").news_about is None
