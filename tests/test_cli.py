@@ -57,7 +57,6 @@ COMMANDS = [
     ["export"],
     ["sync"],
     ["status"],
-    ["plan"],
     ["runs"],
     ["budget"],
     ["plan"],
