@@ -307,7 +307,7 @@ def lifelogger(
         finally:
             rt.redis.shutdown(nosave=True)
             rt.close()
-    outcome.name = "told the true rates" if told else "lifelogger"
+    outcome.name = TOLD if told else LEARNED
     outcome.seconds = time.monotonic() - started
     world.close()
     return outcome
@@ -497,7 +497,7 @@ def in_memory(world_lives: Lives, before: int, warm: int, days: int, *, told: bo
         rest = uploads[seen[each] :]
         delays += (end - MONDAY - rest[(rest >= watched[0]) & (rest < watched[1])]).tolist()
     return Outcome(
-        "told, in memory" if told else "lifelogger, in memory",
+        (TOLD if told else LEARNED) + MEMORY,
         np.array(delays),
         total,
         len(delays),
@@ -567,6 +567,7 @@ def rival(name: str, world_lives: Lives, warm: int, days: int, seed: int) -> Out
 
 SEED, TURN, ROOT = "everybody each 15 min", "each in turn", "square root of true rates"
 INDEX = "index at true rates"
+LEARNED, TOLD, MEMORY = "lifelogger", "told", ", in memory"
 
 
 # What is told --------------------------------------------------------------------------------------
@@ -625,8 +626,9 @@ def plot(found: dict[int, list[Outcome]], file: Path) -> None:
     for column, (athletes, outcomes) in enumerate(found.items()):
         above, below = axes[0][column], axes[1][column]
         for each in outcomes:
-            above.plot(np.sort(each.delays) / 3600, np.linspace(0, 1, len(each.delays)), label=each.name)
-            if each.name in (TURN, "lifelogger", "told the true rates"):
+            shares = np.linspace(0, 1, 101)
+            above.plot(np.quantile(each.delays, shares) / 3600, shares, label=each.name)
+            if each.name.startswith((TURN, "lifelogger", "told")):
                 below.step(
                     range(24), [number * 100 / sum(each.by_hour) for number in each.by_hour], label=each.name
                 )
@@ -643,6 +645,10 @@ def plot(found: dict[int, list[Outcome]], file: Path) -> None:
     axes[1][0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(file, format="svg", metadata={"Date": None})
+
+
+def spread_of(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def main() -> None:
@@ -681,7 +687,11 @@ def main() -> None:
                 f"\n{athletes:,} athletes, median of {len(seeds)} seeds, mean delay to that of each in turn:"
             )
             for name, values in ratios.items():
-                print(f"- {name}: {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+                print(f"- {name}: {spread_of(values)}")
+            for mine, told in ((LEARNED, TOLD), (f"{LEARNED}{MEMORY}", f"{TOLD}{MEMORY}")):
+                if mine in ratios and told in ratios:
+                    over = [one / best for one, best in zip(ratios[mine], ratios[told], strict=True)]
+                    print(f"- {mine} to {told}: {spread_of(over)}")
     if asked.plot:
         plot(plotted, asked.plot)
 
