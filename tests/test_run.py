@@ -118,8 +118,12 @@ class Here:
         return found
 
     def child(self, words: bytes) -> int:
-        """The oldest process of ours whose command has these words."""
-        return min(pid for pid in self.processes() if words in Path(f"/proc/{pid}/cmdline").read_bytes())
+        """The oldest process of ours whose program has these words; who keeps it running names it, too."""
+        programs = {
+            pid: b" ".join(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:3])
+            for pid in self.processes()
+        }
+        return min(pid for pid, program in programs.items() if words in program)
 
     def close(self) -> None:
         for each in self.running:
