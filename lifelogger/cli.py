@@ -396,7 +396,8 @@ def connect(
     if err.is_terminal if wait is None else wait:
         _follow_import(rt, user_id, provider, newest)
     else:
-        _say(f"The first import goes on in the background: `lifelogger status {_quoted(user_id)}`")
+        what = "The first import" if done.new else "Syncing"
+        _say(f"{what} goes on in the background: `lifelogger status {_quoted(user_id)}`")
 
 
 @connections_app.command("import")
