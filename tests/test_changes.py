@@ -342,7 +342,7 @@ def test_a_consumer_killed_at_random_while_eight_write_ends_equal_to_the_store(
     chance, path = random.Random(5), tmp_path / "copy.db"
     command = [sys.executable, "-m", "tests.feed_consumer", str(path)]
     kills, stop = 0, threading.Event()
-    with Writers(rt, rounds=400) as writers:
+    with Writers(rt, rounds=1200) as writers:
         while not writers.finished():
             with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as consumer:
                 assert consumer.stdout is not None
