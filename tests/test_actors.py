@@ -67,7 +67,7 @@ class Application:
     @contextmanager
     def working(self, queue: str) -> Iterator[None]:
         """With a worker for it; returns when it is empty and everything has been run."""
-        worker = dramatiq.Worker(self.broker, queues={queue}, worker_threads=2)
+        worker = dramatiq.Worker(self.broker, queues={queue}, worker_threads=2, worker_timeout=50)
         worker.start()
         try:
             yield

@@ -59,7 +59,7 @@ def no_broker_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def running(broker: dramatiq.Broker) -> Iterator[dramatiq.Worker]:
-    worker = dramatiq.Worker(broker, worker_threads=2)
+    worker = dramatiq.Worker(broker, worker_threads=2, worker_timeout=50)
     worker.start()
     try:
         yield worker

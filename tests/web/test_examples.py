@@ -55,7 +55,7 @@ def test_it_asks_a_worker_that_runs_beside_it(backend: TestClient, runtime: Runt
     def sync_user_now(user_id: str, trigger: str = "asked") -> None:
         seen.append((user_id, trigger))
 
-    worker = dramatiq.Worker(broker, worker_threads=1)
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
     worker.start()
     try:
         broker.join("now")
