@@ -602,7 +602,8 @@ class ConnectionSync:
             news = self.fenced(db, OUR_NEWS, now=now)
             left = False
             more_news = news.news_at is not None and news.news_at != self.row["news_at"]
-            self.more = more_news or news.others
+            # What waited for a count that somebody else was asking for is due already: it may be known now.
+            self.more = more_news or news.others or (until is not None and until <= now)
             values: dict[str, Any] = {"claimed_at": None, "wait_reason": None, "updated_at": now}
             hint_after = news.hint_after
             named = sum(sweep.named for sweep in self.sweeps)
