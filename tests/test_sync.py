@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, insert, text
 
 from lifelogger import pacing, planner, status, sweep, sync
+from lifelogger.budget import Budget, CountUnknown
 from lifelogger.connections import note_news, under_way
 from lifelogger.errors import LockLost
 from lifelogger.habits import HALF_LIFE_DAYS, Habits
@@ -615,6 +616,25 @@ def test_news_noted_while_a_sync_runs_is_brought_by_it(live: Runtime, sandbox: C
     assert str(new) in stored(live, "alice")
     assert connection(live, "alice").news_at is None
     assert connection(live, "alice").next_sync_at > live.clock()
+
+
+def test_who_waited_for_a_count_that_somebody_else_learned_looks_again(
+    live: Runtime, sandbox: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 2: who asked is not kept waiting for a minute, or a tick, by a count that is known by now."""
+    connect(live, sandbox, "alice")
+    take, waited = Budget.take, list[bool]()
+
+    def once_unknown(self: Budget, *pools: Any, **kept: Any) -> Any:
+        if not waited:
+            waited.append(True)
+            raise CountUnknown("how much is used is being learned from one request", live.clock())
+        return take(self, *pools, **kept)
+
+    monkeypatch.setattr(Budget, "take", once_unknown)
+
+    assert [run.outcome for run in sync.run("alice", runtime=live)] == ["deferred", "ok"]
+    assert stored(live, "alice") == truth(sandbox, "alice")
 
 
 def test_a_failed_sync_keeps_the_news(live: Runtime, sandbox: Control) -> None:
