@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -137,7 +138,7 @@ class Ground:
         return requests.get(self.api + path, timeout=10).json()
 
 
-class Contestant:
+class Contestant(ABC):
     """One way to sync everybody: commands that run while the `with` block does."""
 
     commands: tuple[tuple[list[str], str, int], ...]
@@ -198,9 +199,9 @@ class Contestant:
     def pids(self) -> list[int]:
         return [process.pid for process in self.running]
 
+    @abstractmethod
     def tick(self, users: list[str]) -> None:
         """Have all users synced that are due: `users`."""
-        raise NotImplementedError
 
     def send(self, user_id: str) -> None:
         """Have one synced now."""
