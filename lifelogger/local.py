@@ -175,7 +175,9 @@ def run(
         if login_token:
             say(f"The login token of {web_url(settings)} is {login_token} (told only once)")
         connect_people(rt, say)
+        tree.heed()
         webhooks.keep_all(rt)
+        tree.heed()
         reporter = Reporter(rt, say)
         tick_now(rt)
         deadline = None if seconds is None else time.monotonic() + seconds

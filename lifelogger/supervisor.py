@@ -113,12 +113,14 @@ class Tree:
         self.parts: list[Part] = []
         self.say = say
         self.stopping = False
-        self._starting = False
         self._again: dict[str, float] = {}
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Tree]:
-        """Ends all parts at the end of the block; SIGTERM, SIGINT and SIGHUP end the block."""
+        """Ends all parts at the end of the block; SIGTERM, SIGINT and SIGHUP end it at its next step.
+
+        Steps are `start`, `wait_until_ready`, `watch` and `heed`.
+        """
         before = {number: signal.signal(number, self._interrupt) for number in _SIGNALS}
         try:
             yield self
@@ -133,27 +135,18 @@ class Tree:
                 signal.signal(number, handler)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if not self.stopping:
-            self.stopping = True
-            if not self._starting:
-                raise _Interrupted
+        # No more than a note: an exception raised here comes up wherever the program just is. In a finalizer
+        # it would be printed and lost, and a process just started would be ended by nobody.
+        self.stopping = True
 
     def start(self, part: Part) -> None:
         """Start a part; see `wait_until_ready`."""
         self.parts.append(part)
-        self._start(part)
+        part.start()
+        self.heed()
 
-    def _start(self, part: Part) -> None:
-        """Start a process. A signal meanwhile waits until we know its id, or nobody would end it."""
-        self._starting = True
-        try:
-            part.start()
-        finally:
-            self._starting = False
-        self._heed()
-
-    def _heed(self) -> None:
-        """End the block if a signal asked for it where nothing could be raised, or that was lost."""
+    def heed(self) -> None:
+        """End the block if a signal has asked for it; to be called between steps that take a while."""
         if self.stopping:
             raise _Interrupted
 
@@ -162,7 +155,7 @@ class Tree:
         for part in self.parts:
             deadline = time.monotonic() + READY_SECONDS
             while not part.ready(part.written()):
-                self._heed()
+                self.heed()
                 if (status := part.status()) is not None:
                     raise PartFailed(f"{part.name} {status} while it started:{part.tail()}")
                 if time.monotonic() > deadline:
@@ -174,7 +167,7 @@ class Tree:
 
     def watch(self) -> None:
         """Start again what has died, a little later each time. Raises `PartFailed` when that is hopeless."""
-        self._heed()
+        self.heed()
         now = time.monotonic()
         for part in self.parts:
             status = part.status()
@@ -183,7 +176,7 @@ class Tree:
             if part.name in self._again:
                 if now >= self._again[part.name]:
                     del self._again[part.name]
-                    self._start(part)
+                    part.start()
                 continue
             if now - part.started_at > STEADY_SECONDS:
                 part.deaths = 0
