@@ -188,6 +188,7 @@ def test_only_everyday_skips_are_quiet(
     assert "Message work() was skipped." in caplog.text
 
 
+@pytest.mark.slow
 def test_the_real_commands_find_it(settings: Settings, client: redis.Redis) -> None:
     """`periodiq` by the broker's name sends a tick, `dramatiq` by the module of its actors runs it."""
     clock = scheduler("lifelogger.broker:broker", "tests.broker_actors")

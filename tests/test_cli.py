@@ -285,6 +285,7 @@ def test_a_folder_that_cannot_be_made(
     assert said.err == f"{tmp_path / 'var'}: File exists\n"
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_standard_output(tmp_path: Path) -> None:
     (tmp_path / "settings.toml").touch()
     with open("/dev/full", "w") as full:

@@ -424,6 +424,7 @@ def test_nobody_has_no_wish(rt: Runtime, queue: Queue) -> None:
     assert queue.sent == []
 
 
+@pytest.mark.slow
 def test_a_host_imports_it_without_actors_redis_or_settings() -> None:
     """`LIFELOGGER_SETTINGS` names a file that is not there, so whoever read the settings would fail."""
     program = (

@@ -205,6 +205,7 @@ def test_a_fault_of_ours_tells_nothing_of_the_database(ask: Ask, monkeypatch: py
 # How one asks -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @ONE
 def test_over_standard_input_and_output(rt: Runtime, tmp_path: Path) -> None:
     """As an assistant on this machine starts it: a command with the key in its environment."""

@@ -198,6 +198,7 @@ def test_a_run_from_its_start_over_a_restart_to_the_last_process(here: Callable[
     wait_until(lambda: not place.processes(), "the last process to end")
 
 
+@pytest.mark.slow
 def test_ports_in_use_are_told_before_anything_starts(here: Callable[..., Here]) -> None:
     place = here()
     with socket.create_server(("127.0.0.1", int(place.web))):

@@ -45,7 +45,10 @@ from tests.processes import worker
 from tests.sandbox.control import Control
 from tests.servers import wait_until
 
+SLOW = pytest.mark.slow
 PROVIDERS = ("strava", "fitbit", "oura")
+EACH = ("strava", *(pytest.param(other, marks=SLOW) for other in ("fitbit", "oura")))
+"""A first look at one of the others is ten lists instead of one."""
 SERVING = ("sqlite",)
 ON_SQLITE = pytest.mark.parametrize("database_url", SERVING, indirect=True)
 
@@ -113,7 +116,7 @@ def last(sandbox: Control) -> int:
 
 
 @ON_SQLITE
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", EACH)
 def test_subscriptions_are_made_once_and_known(served: Runtime, sandbox: Control, provider: str) -> None:
     connect(served, sandbox, "alice", provider=provider)
 
@@ -128,7 +131,7 @@ def test_subscriptions_are_made_once_and_known(served: Runtime, sandbox: Control
 
 
 @ON_SQLITE
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", EACH)
 def test_what_was_ended_elsewhere_is_repaired(served: Runtime, sandbox: Control, provider: str) -> None:
     connect(served, sandbox, "alice", provider=provider)
     made = webhooks.keep(served, provider)
@@ -198,6 +201,7 @@ def test_without_an_address_there_are_no_webhooks(live: Runtime, sandbox: Contro
         webhooks.keep(live, "strava")
 
 
+@SLOW
 @ON_SQLITE
 def test_the_command_line_makes_shows_and_ends_them(
     served: Runtime, sandbox: Control, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -245,6 +249,7 @@ def test_a_service_account_proves_itself_by_its_key(served: Runtime, sandbox: Co
     assert webhooks.remove(rt, "fitbit") == 1
 
 
+@SLOW
 @ON_SQLITE
 @pytest.mark.parametrize("wrong", ["another key", "another account", "no key"])
 def test_a_service_account_that_cannot_prove_itself_gets_nothing(
@@ -310,6 +315,7 @@ NAMED = {
 }
 
 
+@SLOW
 @ON_SQLITE
 @pytest.mark.parametrize("provider", NAMED)
 def test_only_the_streams_that_an_event_names_are_read(
@@ -340,6 +346,7 @@ def test_only_the_streams_that_an_event_names_are_read(
     )
 
 
+@SLOW
 @ON_SQLITE
 def test_a_poll_that_is_due_is_not_put_off_by_hints(served: Runtime, sandbox: Control) -> None:
     connect(served, sandbox, "alice", provider="oura")
@@ -441,6 +448,7 @@ def test_several_at_once_are_asked_for_one_by_one_and_paid_for_by_waiting(
     assert connection(served, "alice").hint_after == served.clock() + timedelta(minutes=3)
 
 
+@SLOW
 @ON_SQLITE
 def test_whoever_names_more_has_the_list_read_and_ten_of_them(served: Runtime, sandbox: Control) -> None:
     """What is stored does not grow with what is sent."""
@@ -543,6 +551,7 @@ def test_an_outage_however_long_loses_no_old_one(served: Runtime, sandbox: Contr
     assert stored(served, "alice")[str(old)]["name"] == "What it was"
 
 
+@SLOW
 @ON_SQLITE
 @pytest.mark.parametrize("until", [LONG_AGO + timedelta(days=1), NOON], ids=["old", "into the look-back"])
 def test_a_span_that_always_fails_is_given_up_too(
@@ -567,6 +576,7 @@ def test_a_span_that_always_fails_is_given_up_too(
     assert connection(served, "alice").news_about is None
 
 
+@SLOW
 @ON_SQLITE
 def test_a_wish_brings_the_old_ones_too(served: Runtime, sandbox: Control) -> None:
     old = sandbox.add("alice", start=LONG_AGO)
@@ -591,6 +601,7 @@ OLD = {
 }
 
 
+@SLOW
 @pytest.mark.parametrize(("provider", "stream", "route"), [(p, *each) for p in OLD for each in OLD[p]])
 def test_old_documents_and_points_cost_one_request(
     served: Runtime, sandbox: Control, provider: str, stream: str, route: str
@@ -615,6 +626,7 @@ def test_old_documents_and_points_cost_one_request(
     assert {each.name: each.cursor for each in rows(served, Stream.__table__, "alice")} == cursor
 
 
+@SLOW
 @ON_SQLITE
 def test_a_span_that_reaches_into_the_look_back_is_read_with_it(served: Runtime, sandbox: Control) -> None:
     settle(served, sandbox, "fitbit")
@@ -728,7 +740,7 @@ def test_news_during_a_sync_is_met_when_the_minute_is_over(served: Runtime, sand
 
 
 @ON_SQLITE
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", EACH)
 def test_forged_events_cost_one_look_at_most(served: Runtime, sandbox: Control, provider: str) -> None:
     """Of those that are signed none at all."""
     connect(served, sandbox, "alice", provider=provider)
@@ -884,6 +896,7 @@ def test_a_worker_that_is_killed_once_it_has_asked_erases_nobody(served: Runtime
     assert connection(served, "alice").deauthorised_at is None
 
 
+@SLOW
 @ON_SQLITE
 @pytest.mark.parametrize(
     "ended",
@@ -926,7 +939,7 @@ def connect_unnamed(rt: Runtime, sandbox: Control, person: str, provider: str, u
 
 
 @ON_SQLITE
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", EACH)
 def test_an_account_that_was_imported_without_its_name_is_asked_for_it_once(
     served: Runtime, sandbox: Control, provider: str
 ) -> None:
@@ -942,6 +955,7 @@ def test_an_account_that_was_imported_without_its_name_is_asked_for_it_once(
     assert sum(route.endswith(IDENTITY[provider].split()[1]) for route in routes) == 1
 
 
+@SLOW
 def test_an_account_of_two_users_stays_with_the_first(served: Runtime, sandbox: Control) -> None:
     """The second one is synced like before, and asks once a day."""
     connect(served, sandbox, "alice")
@@ -996,7 +1010,7 @@ def test_hints_leave_half_of_the_reserve_to_people(served: Runtime, sandbox: Con
 
 
 @ON_SQLITE
-@pytest.mark.slow
+@SLOW
 def test_an_upload_is_stored_within_seconds_at_the_cost_of_one_request(
     served: Runtime, sandbox: Control
 ) -> None:
@@ -1020,7 +1034,7 @@ def test_an_upload_is_stored_within_seconds_at_the_cost_of_one_request(
     assert max(waits) < 5
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.timeout(300)
 @ON_SQLITE
 def test_ten_thousand_forged_calls_cost_one_look_a_minute(served: Runtime, sandbox: Control) -> None:

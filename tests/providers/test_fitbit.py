@@ -497,6 +497,7 @@ def told(name: str, *, edit: Any, broken: Any, **novel: Any) -> Listed:
     )
 
 
+@pytest.mark.slow  # ten lists a sync: the engine is held to it by the others in `make test`
 class TestContract(Contract):
     provider = FITBIT
     lists: Mapping[str, Listed] = {

@@ -233,6 +233,7 @@ class TestContract(Contract):
         monkeypatch.setitem(globals(), "SPAN", timedelta(days=10))
 
 
+@pytest.mark.slow
 def test_every_command_knows_a_provider_that_a_package_brings(package: Path, tmp_path: Path) -> None:
     """In a process of its own, which has heard of it by its entry point alone."""
     settings = tmp_path / "settings.toml"

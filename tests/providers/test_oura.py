@@ -566,6 +566,7 @@ def listed(name: str, *, edit: Any, broken: Any, **novel: Any) -> Listed:
     return Listed(f"GET /{name}", edit=edit, broken=broken, novel={**NOVEL, **novel})
 
 
+@pytest.mark.slow  # ten lists a sync: the engine is held to it by the others in `make test`
 class TestContract(Contract):
     provider = OURA
     lists: Mapping[str, Listed] = {
