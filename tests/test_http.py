@@ -19,6 +19,8 @@ from unittest.mock import Mock
 
 import pytest
 import requests
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from lifelogger import http as module
 from lifelogger.budget import Budget
@@ -391,6 +393,21 @@ def test_a_number_beyond_all_floats_stays_what_it_was(elsewhere: Client, listene
     listener.body = b'[{"id": 9007199254740993, "distance": 1e999, "other": -1.5e-3}]'
 
     assert elsewhere.get() == [{"id": 9007199254740993, "distance": "1e999", "other": -0.0015}]
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+), st.booleans())  # fmt: skip
+@example([987654321234567891234, -(2**63) - 1, 2**64, -0.0, 5e-324, 1.7976931348623157e308], True)
+@example(["a\x00b", "\ud800", "\U0001f600", {"": []}], True)
+def test_a_reply_is_read_as_python_reads_it(value: Any, ascii_only: bool) -> None:
+    """Promise 7: to the last digit, whichever of the two parsers reads it."""
+    text = json.dumps(value, ensure_ascii=ascii_only)
+
+    assert repr(module.parse(text.encode(errors="replace"))) == repr(
+        json.loads(text.encode(errors="replace"))
+    )
 
 
 # One connection for many requests, one person in each ------------------------------------------------

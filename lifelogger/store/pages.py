@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import date, datetime
+from datetime import datetime
 from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -40,7 +41,13 @@ NORMAL = tuple(each.name for each in fields(Normal))
 VALUES = tuple(name for name in NORMAL if name != "external_id")
 OVERWRITTEN = (*VALUES, "raw", "digest", "deleted_at", "updated_at", "change")
 normal = attrgetter(*NORMAL)
-canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+canonical = msgspec.json.Encoder(order="sorted")
+lenient = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+"""Writes letters that are none (a surrogate alone) as well, by their numbers."""
+page_of = msgspec.json.Encoder()
+WRITTEN = (*NORMAL, "change", "connection_id", "stream", "raw", "digest", "created_at", "updated_at")
+# What a kind of record has not is left out of a page: most of it.
+Row = msgspec.defstruct("Row", [(name, Any, None) for name in WRITTEN], omit_defaults=True)
 MOST_DEPTH = 500
 """Levels of nesting that we keep: Python reads and writes JSON by recursion, up to 1000 calls deep in all."""
 KEPT_OF_A_DELETED = {"kind", "ordered_at"}
@@ -61,20 +68,23 @@ class Item:
 
     def __post_init__(self) -> None:
         text = text_of(self.raw)
-        object.__setattr__(self, "text", text)
-        object.__setattr__(self, "digest", hashlib.sha256(text.encode()).hexdigest())
+        object.__setattr__(self, "text", text.decode())
+        object.__setattr__(self, "digest", hashlib.sha256(text).hexdigest())
 
 
 class TooDeep(LifeloggerError):
     """JSON is nested so deeply that what was read might not be written again."""
 
 
-def text_of(raw: Any) -> str:
+def text_of(raw: Any) -> bytes:
     trouble = False
     try:
-        text = canonical.encode(raw)
+        try:
+            text = canonical.encode(raw)
+        except UnicodeEncodeError:
+            text = lenient.encode(raw).encode()
         # Nesting needs brackets, so only what has that many is looked at.
-        trouble = text.count("{") + text.count("[") > MOST_DEPTH and is_deeper(raw, MOST_DEPTH)
+        trouble = text.count(b"{") + text.count(b"[") > MOST_DEPTH and is_deeper(raw, MOST_DEPTH)
     except RecursionError:
         trouble = True
     if trouble:
@@ -127,26 +137,14 @@ def write_items(
     changed = [item for key, item in good.items() if known.get(key, "") != item.digest]
     if changed:
         numbers = feed.take(db, len(changed))
-        written = now if store.is_sqlite else iso(now)
         rows = [
-            {
-                **dict(zip(NORMAL, normal(item.record), strict=True)),
-                "change": number,
-                "connection_id": connection_id,
-                "stream": stream,
-                "raw": item.text,
-                "digest": item.digest,
-                "created_at": written,
-                "updated_at": written,
-            }
+            Row(*normal(aware(item.record)), number, connection_id, stream, item.text, item.digest, now, now)
             for item, number in zip(changed, numbers, strict=True)
         ]
         if store.is_sqlite:
-            db.execute(statements(True).upsert, rows)
+            db.execute(statements(True).upsert, [msgspec.structs.asdict(row) for row in rows])
         else:
-            # What a kind of record has not is left out: most of it.
-            page = [{name: value for name, value in row.items() if value is not None} for row in rows]
-            db.execute(statements(False).upsert, {"page": json.dumps(page, default=iso)})
+            db.execute(statements(False).upsert, {"page": page_of.encode(rows).decode()})
     counts = Counts(inserted=sum(item.external_id not in known for item in changed))
     counts.updated = len(changed) - counts.inserted
     counts.quarantined = quarantine(store, db, connection_id, stream, items, now)
@@ -176,10 +174,9 @@ def statements(is_sqlite: bool) -> Statements:
     of, bad = Record.__table__.c, Quarantined.__table__.c
     here = (of.connection_id == bindparam("of"), of.stream == bindparam("stream"))
     there = (bad.connection_id == bindparam("of"), bad.stream == bindparam("stream"))
-    written = (*NORMAL, "change", "connection_id", "stream", "raw", "digest", "created_at", "updated_at")
     upsert: Any
     if is_sqlite:
-        upsert = sqlite.insert(table(Record)).values({name: bindparam(name) for name in written})
+        upsert = sqlite.insert(table(Record)).values({name: bindparam(name) for name in WRITTEN})
         upsert = upsert.values(raw=bindparam("raw", type_=Text))  # it is JSON already
         upsert = upsert.on_conflict_do_update(
             index_elements=["connection_id", "stream", "external_id"],
@@ -188,7 +185,7 @@ def statements(is_sqlite: bool) -> Statements:
     else:
         # A page is one parameter, which the database takes apart: rows one by one take half as long again.
         # Not `jsonb`, and `raw` is a text in it: a \\u0000 in a payload stays the six characters that it is.
-        names = ", ".join(written)
+        names = ", ".join(WRITTEN)
         upsert = text(
             f"INSERT INTO records ({names}) SELECT {names} FROM json_populate_recordset(NULL::records, :page)"
             " ON CONFLICT (connection_id, stream, external_id) DO UPDATE SET "
@@ -203,11 +200,13 @@ def statements(is_sqlite: bool) -> Statements:
     )
 
 
-def iso(value: date) -> str:
-    """A date or an instant in a page. Raises `ValueError` for an instant without an offset."""
-    if isinstance(value, datetime) and value.tzinfo is None:
-        raise ValueError(f"an instant without an offset: {value}")
-    return value.isoformat()
+def aware(record: Normal | None) -> Normal:
+    """A record for a page. Raises `ValueError` for an instant without an offset."""
+    assert record is not None
+    for at in (record.ordered_at, record.start_at, record.end_at):
+        if at is not None and at.tzinfo is None:
+            raise ValueError(f"an instant without an offset: {at}")
+    return record
 
 
 def one_of(what: ColumnElement[Any], name: str, is_sqlite: bool) -> ColumnElement[bool]:
