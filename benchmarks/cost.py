@@ -2,8 +2,8 @@
 
     benchmarks/.venv/bin/python -m benchmarks.cost [--profile]
 
-The floor's sync and ours take turns in batches, in one process with one thread: no queue, no planner, and nobody
-else who could run between them. Each batch tells its CPU time, so a busy machine matters little. With
+The floor's sync and ours take turns in batches, in one process with one thread: no queue, no planner, and
+nobody else who could run between them. Each batch tells its CPU time, so a busy machine matters little. With
 `--profile` what Python's profiler saw follows; its own cost is in those figures, so read them as shares.
 """
 

@@ -615,8 +615,26 @@ def test_a_proxy_has_nothing_to_do_on_this_machine(
     assert client.http(alice).get(PATH, per_page=1)
 
 
+def test_a_proxy_of_the_environment_is_asked_for_other_machines(
+    elsewhere: Client, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only way out of many networks; with its own password, which is not the person's."""
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, listener.url.replace("//", "//me:proxy@"))
+    strava = elsewhere.settings.providers["strava"]
+    elsewhere.settings.providers["strava"] = strava.model_copy(update={"api_url": "http://cloud.test/v3"})
+
+    elsewhere.get()
+
+    [seen] = listener.seen
+    assert seen["path"].partition("?")[0] == f"http://cloud.test/v3{PATH}"
+    assert seen["Host"] == "cloud.test"
+    assert seen["Authorization"] == f"Bearer {SECRET}"
+    assert seen["Proxy-Authorization"] == "Basic bWU6cHJveHk="
+
+
 def test_bytes_that_are_no_utf8_are_read_as_far_as_they_go() -> None:
-    response = Mock(raw=Mock(read1=Mock(side_effect=[b'["Jos\xe9"]', b""])))
+    response = Mock(read1=Mock(side_effect=[b'["Jos\xe9"]', b""]))
 
     assert read_json(response, time.monotonic() + 60, 1000) == (["Jos\ufffd"], None)
 
