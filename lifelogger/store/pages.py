@@ -22,6 +22,7 @@ from sqlalchemy import (
     cast,
     column,
     delete,
+    exists,
     func,
     insert,
     select,
@@ -133,7 +134,8 @@ def write_items(
     good = {
         item.record.external_id: item for item in items if item.record
     }  # of a doubled item the last counts
-    known = digests(db, connection_id, stream, good)
+    found = stored(db, connection_id, stream, good)
+    known = {row.external_id: row.digest for row in found}
     changed = [item for key, item in good.items() if known.get(key, "") != item.digest]
     if changed:
         numbers = feed.take(db, len(changed))
@@ -147,17 +149,17 @@ def write_items(
             db.execute(statements(False).upsert, {"page": page_of.encode(rows).decode()})
     counts = Counts(inserted=sum(item.external_id not in known for item in changed))
     counts.updated = len(changed) - counts.inserted
-    counts.quarantined = quarantine(store, db, connection_id, stream, items, now)
+    mend = not found or found[0].quarantined
+    counts.quarantined = quarantine(store, db, connection_id, stream, items, now, mend=mend)
     return counts
 
 
-def digests(db: Connection, connection_id: int, stream: str, keys: Iterable[str]) -> dict[str, str | None]:
-    """The stored digest of each known key; None for one that was deleted."""
+def stored(db: Connection, connection_id: int, stream: str, keys: Iterable[str]) -> list[Any]:
+    """Of each known key its digest, None if it was deleted; and whether the stream has bad items."""
     if not (wanted := list(keys)):
-        return {}
+        return []
     sqlite = db.dialect.name == "sqlite"
-    rows = statements(sqlite).known(db, of=connection_id, stream=stream, keys=listed(wanted, sqlite))
-    return {row.external_id: row.digest for row in rows}
+    return statements(sqlite).known(db, of=connection_id, stream=stream, keys=listed(wanted, sqlite))
 
 
 class Statements(NamedTuple):
@@ -193,7 +195,9 @@ def statements(is_sqlite: bool) -> Statements:
         )
     return Statements(
         known=Prepared(
-            select(of.external_id, of.digest).where(*here, one_of(of.external_id, "keys", is_sqlite))
+            select(of.external_id, of.digest, exists().where(*there).label("quarantined")).where(
+                *here, one_of(of.external_id, "keys", is_sqlite)
+            )
         ),
         upsert=upsert,
         mend=Prepared(delete(table(Quarantined)).where(*there, one_of(bad.external_id, "keys", is_sqlite))),
@@ -225,9 +229,16 @@ def listed(texts: Collection[str | None], is_sqlite: bool) -> str:
 
 
 def quarantine(
-    store: Store, db: Connection, connection_id: int, stream: str, items: Sequence[Item], now: datetime
+    store: Store,
+    db: Connection,
+    connection_id: int,
+    stream: str,
+    items: Sequence[Item],
+    now: datetime,
+    *,
+    mend: bool,
 ) -> int:
-    """Keep the bad items with their reasons; an item that is good again leaves the quarantine."""
+    """Keep the bad items with their reasons; an item that is good again leaves the quarantine (`mend`)."""
     bad = [
         {
             "connection_id": connection_id,
@@ -242,7 +253,7 @@ def quarantine(
         if item.record is None
     ]
     mended = {item.external_id for item in items if item.record} - {row["external_id"] for row in bad}
-    if mended:
+    if mended and mend:
         keys = listed(mended, store.is_sqlite)
         statements(store.is_sqlite).mend(db, of=connection_id, stream=stream, keys=keys)
     if not bad:
