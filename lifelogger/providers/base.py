@@ -26,8 +26,6 @@ Day = TypeVar("Day", bound=date)
 
 MOST_REPLIES = 200
 """Replies of one list before we conclude that it has no end."""
-NUMBERS = (float, int)
-"""The types of JSON's; `bool` is one of its own."""
 LONGEST = timedelta(days=366)
 """Nothing that is recorded as one item lasts longer."""
 
@@ -583,7 +581,7 @@ def number(item: Mapping[str, Json], name: str) -> float | None:
     value = item.get(name)
     if value is None:
         return None
-    if type(value) not in NUMBERS or not -1e15 <= value <= 1e15:
+    if type(value) not in (float, int) or not -1e15 <= value <= 1e15:
         raise BadRecord(f"{name}: not a number: {shown(value)}")
     return float(value)
 
