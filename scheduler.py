@@ -1,7 +1,8 @@
 """The timetable: every periodic actor, on one page. The times are in settings.toml, `[schedule]`.
 
 Run it with `make periodiq`, the work it enqueues with `make worker`. Any number of both may run:
-a tick fires once.
+a tick fires once. What an actor does is imported when it does it: the scheduler itself only sends messages,
+and without the database it takes half the memory.
 """
 
 from datetime import timedelta
@@ -9,13 +10,8 @@ from datetime import timedelta
 import dramatiq
 from periodiq import cron
 
-from actors.sync import send_tick
-from lifelogger import leaving, notices, notify, planner, ticks, webhooks
 from lifelogger.broker import TIME_LIMIT_MS, broker
-from lifelogger.runtime import runtime
 from lifelogger.settings import get_settings
-from lifelogger.store import counts, journal
-from lifelogger.tokens import Tokens
 
 schedule = get_settings().schedule
 
@@ -25,6 +21,9 @@ schedule = get_settings().schedule
 @dramatiq.actor(broker=broker, queue_name="schedule", periodic=cron(schedule.sync), max_retries=0)
 def sync_active_users() -> None:
     """Enqueue a sync for every user that is due and that the budgets can serve now."""
+    from actors.sync import send_tick
+    from lifelogger import planner, ticks
+
     planner.tick("sync_active_users", ticks.scheduled_at(), send_tick)
 
 
@@ -38,6 +37,10 @@ def sync_active_users() -> None:
 )
 def refresh_integration_tokens() -> None:
     """Refresh the access tokens that expire soon, at every provider, and see to whose grant has ended."""
+    from lifelogger import leaving, notices
+    from lifelogger.runtime import runtime
+    from lifelogger.tokens import Tokens
+
     Tokens(runtime()).refresh_expiring()
     leaving.end_deauthorised(runtime())
     notices.tell(runtime())
@@ -53,6 +56,9 @@ def refresh_integration_tokens() -> None:
 )
 def revoke_what_is_left() -> None:
     """End the grants of those who left while their provider did not answer."""
+    from lifelogger import leaving
+    from lifelogger.runtime import runtime
+
     leaving.revoke_waiting(runtime())
 
 
@@ -66,6 +72,9 @@ def revoke_what_is_left() -> None:
 )
 def count_what_there_is() -> None:
     """Count a large store, so that nobody who looks at the status waits for that."""
+    from lifelogger.runtime import runtime
+    from lifelogger.store import counts
+
     rt = runtime()
     counts.recount(rt.store, rt.clock)
 
@@ -80,6 +89,10 @@ def count_what_there_is() -> None:
 )
 def forget_old_runs() -> None:
     """Delete the journal of syncs and ticks that nobody will ask for any more."""
+    from lifelogger import webhooks
+    from lifelogger.runtime import runtime
+    from lifelogger.store import journal
+
     rt = runtime()
     journal.forget(rt.store, rt.clock() - timedelta(days=rt.settings.sync.journal_days))
     webhooks.forget_calls(rt)
@@ -90,6 +103,9 @@ def forget_old_runs() -> None:
 )
 def serve_news() -> None:
     """Enqueue a sync for everybody whose news no message told."""
+    from actors.sync import send_tick
+    from lifelogger import planner
+
     planner.serve_news(send_tick)
 
 
@@ -102,6 +118,9 @@ def serve_news() -> None:
 )
 def keep_webhooks() -> None:
     """Make, renew and repair the subscriptions to webhooks."""
+    from lifelogger import webhooks
+    from lifelogger.runtime import runtime
+
     webhooks.keep_all(runtime())
 
 
@@ -110,4 +129,7 @@ def keep_webhooks() -> None:
 )
 def deliver_waiting_changes() -> None:
     """Send what changed to the webhook endpoints whose time to be tried has come."""
+    from lifelogger import notify
+    from lifelogger.runtime import runtime
+
     notify.deliver(runtime())

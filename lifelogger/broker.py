@@ -26,7 +26,8 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.middleware import CurrentMessage, SkipMessage, default_middleware
 from periodiq import PeriodiqMiddleware
 
-from lifelogger import embedded, redis_url, runtime
+from lifelogger import embedded, redis_url
+from lifelogger.checks import checked
 from lifelogger.errors import SettingsError
 from lifelogger.mutex import Mutex, MutexMiddleware, Taken
 from lifelogger.settings import Settings, get_settings
@@ -70,7 +71,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with _making:
         if name not in globals():
-            globals()[name] = _claim(make_broker(runtime.checked(get_settings()), stub=_stub_wanted()))
+            globals()[name] = _claim(make_broker(checked(get_settings()), stub=_stub_wanted()))
     return globals()[name]
 
 
@@ -115,7 +116,9 @@ class Broker(RedisBroker):
 
 def get_mutex() -> Mutex:
     """The locks of this process, as its runtime has them: what an actor's message locked, its code holds."""
-    return runtime.runtime().mutex
+    from lifelogger.runtime import runtime  # with the database: who only sends messages does without
+
+    return runtime().mutex
 
 
 class LateTick(SkipMessage):

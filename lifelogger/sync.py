@@ -42,7 +42,7 @@ from lifelogger.providers import base
 from lifelogger.runtime import Runtime
 from lifelogger.store import Prepared, table
 from lifelogger.store.models import Connection, Pace, Record, Stream, SyncRun
-from lifelogger.store.pages import Counts
+from lifelogger.store.pages import ENDLESS, Counts
 from lifelogger.sweep import Hint, Sweep
 from lifelogger.tokens import Tokens, needs_reauth
 
@@ -230,7 +230,8 @@ def _streams() -> Any:
         Record.stream == Stream.name,
         Record.deleted_at.is_(None),
     )
-    newer = select(func.count()).where(*mine, Record.ordered_at >= bindparam("since")).scalar_subquery()
+    lookback = (Record.ordered_at >= bindparam("since"), Record.ordered_at < ENDLESS)
+    newer = select(func.count()).where(*mine, *lookback).scalar_subquery()
     oldest = select(func.min(Record.ordered_at)).where(*mine).scalar_subquery()
     columns = (Stream.__table__, newer.label("newer"), oldest.label("oldest"))
     return select(*columns).where(Stream.connection_id == bindparam("of"))

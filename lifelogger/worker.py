@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 from lifelogger import leaving, notices, notify, planner, sync, ticks, tokens, webhooks  # noqa: F401
 from lifelogger.runtime import database_url
 from lifelogger.settings import get_settings
-from lifelogger.store import journal  # noqa: F401
+from lifelogger.store import counts, journal  # noqa: F401
 
 
 def main(arguments: Sequence[str]) -> int:

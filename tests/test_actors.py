@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -104,7 +106,8 @@ def app(
     monkeypatch.delitem(vars(lifelogger.broker), "broker", raising=False)
     monkeypatch.setattr(dramatiq.broker, "global_broker", None)
     before = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
-    importlib.import_module("scheduler")
+    for name in ("actors", "scheduler"):  # as the worker does
+        importlib.import_module(name)
     broker = lifelogger.broker.broker
     assert isinstance(broker, StubBroker)
 
@@ -494,3 +497,20 @@ def test_without_redis_no_sync_runs_unlocked(
         app.sync_user_data.send("ann")
 
     assert app.calls == []
+
+
+def test_the_scheduler_does_without_the_database_and_the_network() -> None:
+    """It only sends messages: half of the memory, and of the time until it is there, would be for nothing."""
+    code = (
+        "import scheduler, sys\n"
+        "print(*sorted({'sqlalchemy', 'requests', 'alembic', 'fastapi'} & sys.modules.keys()))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "LIFELOGGER_BROKER": "stub"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.split() == []

@@ -19,6 +19,8 @@ from unittest.mock import Mock
 
 import pytest
 import requests
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from lifelogger import http as module
 from lifelogger.budget import Budget
@@ -393,6 +395,21 @@ def test_a_number_beyond_all_floats_stays_what_it_was(elsewhere: Client, listene
     assert elsewhere.get() == [{"id": 9007199254740993, "distance": "1e999", "other": -0.0015}]
 
 
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+), st.booleans())  # fmt: skip
+@example([987654321234567891234, -(2**63) - 1, 2**64, -0.0, 5e-324, 1.7976931348623157e308], True)
+@example(["a\x00b", "\ud800", "\U0001f600", {"": []}], True)
+def test_a_reply_is_read_as_python_reads_it(value: Any, ascii_only: bool) -> None:
+    """Promise 7: to the last digit, whichever of the two parsers reads it."""
+    text = json.dumps(value, ensure_ascii=ascii_only)
+
+    assert repr(module.parse(text.encode(errors="replace"))) == repr(
+        json.loads(text.encode(errors="replace"))
+    )
+
+
 # One connection for many requests, one person in each ------------------------------------------------
 
 
@@ -598,8 +615,26 @@ def test_a_proxy_has_nothing_to_do_on_this_machine(
     assert client.http(alice).get(PATH, per_page=1)
 
 
+def test_a_proxy_of_the_environment_is_asked_for_other_machines(
+    elsewhere: Client, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only way out of many networks; with its own password, which is not the person's."""
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, listener.url.replace("//", "//me:proxy@"))
+    strava = elsewhere.settings.providers["strava"]
+    elsewhere.settings.providers["strava"] = strava.model_copy(update={"api_url": "http://cloud.test/v3"})
+
+    elsewhere.get()
+
+    [seen] = listener.seen
+    assert seen["path"].partition("?")[0] == f"http://cloud.test/v3{PATH}"
+    assert seen["Host"] == "cloud.test"
+    assert seen["Authorization"] == f"Bearer {SECRET}"
+    assert seen["Proxy-Authorization"] == "Basic bWU6cHJveHk="
+
+
 def test_bytes_that_are_no_utf8_are_read_as_far_as_they_go() -> None:
-    response = Mock(raw=Mock(read1=Mock(side_effect=[b'["Jos\xe9"]', b""])))
+    response = Mock(read1=Mock(side_effect=[b'["Jos\xe9"]', b""]))
 
     assert read_json(response, time.monotonic() + 60, 1000) == (["Jos\ufffd"], None)
 

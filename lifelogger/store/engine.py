@@ -136,23 +136,23 @@ class _Compiled:
         cursor = db.connection.cursor()
         try:
             cursor.execute(self.sql, named if self.order is None else [named[name] for name in self.order])
-            found, described = (cursor.fetchall(), cursor.description) if self.row else ([], None)
+            found = cursor.fetchall() if self.row else []
+            if self.read is None and self.row:
+                told = zip(self.types, cursor.description, strict=True)
+                to = [kind.result_processor(self.dialect, column[1]) for kind, column in told]
+                self.read = [(at, of) for at, of in enumerate(to) if of]
         except db.dialect.loaded_dbapi.Error as error:
             raise DBAPIError.instance(
                 self.sql, None, error, db.dialect.loaded_dbapi.Error, hide_parameters=True, dialect=db.dialect
             ) from error
         finally:
             cursor.close()
-        if self.read is None and described:
-            told = [
-                kind.result_processor(self.dialect, column[1])
-                for kind, column in zip(self.types, described, strict=True)
-            ]
-            self.read = [(at, of) for at, of in enumerate(told) if of]
+        if not self.read:
+            return [self.row(*each) for each in found]  # type: ignore[misc]
         rows = []
         for each in found:
             row = list(each)
-            for at, of in self.read or ():
+            for at, of in self.read:
                 row[at] = of(row[at])
             rows.append(self.row(*row))  # type: ignore[misc]
         return rows

@@ -52,7 +52,7 @@ class Utc(TypeDecorator[datetime]):
 
 
 class Payload(TypeDecorator[Any]):
-    """JSON exactly as meant: kept as ASCII text, since PostgreSQL's `jsonb` refuses `\\u0000`.
+    """JSON exactly as meant: kept as text, since PostgreSQL's `jsonb` refuses `\\u0000`.
 
     None is SQL's NULL, or where `none_is_null` the JSON `null`, which is an item like another.
     """

@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import date, datetime
+from datetime import UTC, datetime
 from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     cast,
     column,
     delete,
+    exists,
     func,
     insert,
     select,
@@ -40,7 +42,13 @@ NORMAL = tuple(each.name for each in fields(Normal))
 VALUES = tuple(name for name in NORMAL if name != "external_id")
 OVERWRITTEN = (*VALUES, "raw", "digest", "deleted_at", "updated_at", "change")
 normal = attrgetter(*NORMAL)
-canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+canonical = msgspec.json.Encoder(order="sorted")
+lenient = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+"""Writes letters that are none (a surrogate alone) as well, by their numbers."""
+page_of = msgspec.json.Encoder()
+WRITTEN = (*NORMAL, "change", "connection_id", "stream", "raw", "digest", "created_at", "updated_at")
+# What a kind of record has not is left out of a page: most of it.
+Row = msgspec.defstruct("Row", [(name, Any, None) for name in WRITTEN], omit_defaults=True)
 MOST_DEPTH = 500
 """Levels of nesting that we keep: Python reads and writes JSON by recursion, up to 1000 calls deep in all."""
 KEPT_OF_A_DELETED = {"kind", "ordered_at"}
@@ -61,20 +69,23 @@ class Item:
 
     def __post_init__(self) -> None:
         text = text_of(self.raw)
-        object.__setattr__(self, "text", text)
-        object.__setattr__(self, "digest", hashlib.sha256(text.encode()).hexdigest())
+        object.__setattr__(self, "text", text.decode())
+        object.__setattr__(self, "digest", hashlib.sha256(text).hexdigest())
 
 
 class TooDeep(LifeloggerError):
     """JSON is nested so deeply that what was read might not be written again."""
 
 
-def text_of(raw: Any) -> str:
+def text_of(raw: Any) -> bytes:
     trouble = False
     try:
-        text = canonical.encode(raw)
+        try:
+            text = canonical.encode(raw)
+        except UnicodeEncodeError:
+            text = lenient.encode(raw).encode()
         # Nesting needs brackets, so only what has that many is looked at.
-        trouble = text.count("{") + text.count("[") > MOST_DEPTH and is_deeper(raw, MOST_DEPTH)
+        trouble = text.count(b"{") + text.count(b"[") > MOST_DEPTH and is_deeper(raw, MOST_DEPTH)
     except RecursionError:
         trouble = True
     if trouble:
@@ -123,43 +134,32 @@ def write_items(
     good = {
         item.record.external_id: item for item in items if item.record
     }  # of a doubled item the last counts
-    known = digests(db, connection_id, stream, good)
+    found = stored(db, connection_id, stream, good)
+    known = {row.external_id: row.digest for row in found}
     changed = [item for key, item in good.items() if known.get(key, "") != item.digest]
     if changed:
         numbers = feed.take(db, len(changed))
-        written = now if store.is_sqlite else iso(now)
         rows = [
-            {
-                **dict(zip(NORMAL, normal(item.record), strict=True)),
-                "change": number,
-                "connection_id": connection_id,
-                "stream": stream,
-                "raw": item.text,
-                "digest": item.digest,
-                "created_at": written,
-                "updated_at": written,
-            }
+            Row(*normal(aware(item.record)), number, connection_id, stream, item.text, item.digest, now, now)
             for item, number in zip(changed, numbers, strict=True)
         ]
         if store.is_sqlite:
-            db.execute(statements(True).upsert, rows)
+            db.execute(statements(True).upsert, [msgspec.structs.asdict(row) for row in rows])
         else:
-            # What a kind of record has not is left out: most of it.
-            page = [{name: value for name, value in row.items() if value is not None} for row in rows]
-            db.execute(statements(False).upsert, {"page": json.dumps(page, default=iso)})
+            db.execute(statements(False).upsert, {"page": page_of.encode(rows).decode()})
     counts = Counts(inserted=sum(item.external_id not in known for item in changed))
     counts.updated = len(changed) - counts.inserted
-    counts.quarantined = quarantine(store, db, connection_id, stream, items, now)
+    mend = not found or found[0].quarantined
+    counts.quarantined = quarantine(store, db, connection_id, stream, items, now, mend=mend)
     return counts
 
 
-def digests(db: Connection, connection_id: int, stream: str, keys: Iterable[str]) -> dict[str, str | None]:
-    """The stored digest of each known key; None for one that was deleted."""
+def stored(db: Connection, connection_id: int, stream: str, keys: Iterable[str]) -> list[Any]:
+    """Of each known key its digest, None if it was deleted; and whether the stream has bad items."""
     if not (wanted := list(keys)):
-        return {}
+        return []
     sqlite = db.dialect.name == "sqlite"
-    rows = statements(sqlite).known(db, of=connection_id, stream=stream, keys=listed(wanted, sqlite))
-    return {row.external_id: row.digest for row in rows}
+    return statements(sqlite).known(db, of=connection_id, stream=stream, keys=listed(wanted, sqlite))
 
 
 class Statements(NamedTuple):
@@ -176,10 +176,9 @@ def statements(is_sqlite: bool) -> Statements:
     of, bad = Record.__table__.c, Quarantined.__table__.c
     here = (of.connection_id == bindparam("of"), of.stream == bindparam("stream"))
     there = (bad.connection_id == bindparam("of"), bad.stream == bindparam("stream"))
-    written = (*NORMAL, "change", "connection_id", "stream", "raw", "digest", "created_at", "updated_at")
     upsert: Any
     if is_sqlite:
-        upsert = sqlite.insert(table(Record)).values({name: bindparam(name) for name in written})
+        upsert = sqlite.insert(table(Record)).values({name: bindparam(name) for name in WRITTEN})
         upsert = upsert.values(raw=bindparam("raw", type_=Text))  # it is JSON already
         upsert = upsert.on_conflict_do_update(
             index_elements=["connection_id", "stream", "external_id"],
@@ -188,7 +187,7 @@ def statements(is_sqlite: bool) -> Statements:
     else:
         # A page is one parameter, which the database takes apart: rows one by one take half as long again.
         # Not `jsonb`, and `raw` is a text in it: a \\u0000 in a payload stays the six characters that it is.
-        names = ", ".join(written)
+        names = ", ".join(WRITTEN)
         upsert = text(
             f"INSERT INTO records ({names}) SELECT {names} FROM json_populate_recordset(NULL::records, :page)"
             " ON CONFLICT (connection_id, stream, external_id) DO UPDATE SET "
@@ -196,18 +195,22 @@ def statements(is_sqlite: bool) -> Statements:
         )
     return Statements(
         known=Prepared(
-            select(of.external_id, of.digest).where(*here, one_of(of.external_id, "keys", is_sqlite))
+            select(of.external_id, of.digest, exists().where(*there).label("quarantined")).where(
+                *here, one_of(of.external_id, "keys", is_sqlite)
+            )
         ),
         upsert=upsert,
         mend=Prepared(delete(table(Quarantined)).where(*there, one_of(bad.external_id, "keys", is_sqlite))),
     )
 
 
-def iso(value: date) -> str:
-    """A date or an instant in a page. Raises `ValueError` for an instant without an offset."""
-    if isinstance(value, datetime) and value.tzinfo is None:
-        raise ValueError(f"an instant without an offset: {value}")
-    return value.isoformat()
+def aware(record: Normal | None) -> Normal:
+    """A record for a page. Raises `ValueError` for an instant without an offset."""
+    assert record is not None
+    for at in (record.ordered_at, record.start_at, record.end_at):
+        if at is not None and at.tzinfo is None:
+            raise ValueError(f"an instant without an offset: {at}")
+    return record
 
 
 def one_of(what: ColumnElement[Any], name: str, is_sqlite: bool) -> ColumnElement[bool]:
@@ -226,9 +229,16 @@ def listed(texts: Collection[str | None], is_sqlite: bool) -> str:
 
 
 def quarantine(
-    store: Store, db: Connection, connection_id: int, stream: str, items: Sequence[Item], now: datetime
+    store: Store,
+    db: Connection,
+    connection_id: int,
+    stream: str,
+    items: Sequence[Item],
+    now: datetime,
+    *,
+    mend: bool,
 ) -> int:
-    """Keep the bad items with their reasons; an item that is good again leaves the quarantine."""
+    """Keep the bad items with their reasons; an item that is good again leaves the quarantine (`mend`)."""
     bad = [
         {
             "connection_id": connection_id,
@@ -243,7 +253,7 @@ def quarantine(
         if item.record is None
     ]
     mended = {item.external_id for item in items if item.record} - {row["external_id"] for row in bad}
-    if mended:
+    if mended and mend:
         keys = listed(mended, store.is_sqlite)
         statements(store.is_sqlite).mend(db, of=connection_id, stream=stream, keys=keys)
     if not bad:
@@ -261,13 +271,18 @@ def quarantine(
     return len(fresh)
 
 
-_there = select(Record.id, Record.external_id).where(
-    Record.connection_id == bindparam("of"),
-    Record.stream == bindparam("stream"),
-    Record.ordered_at >= bindparam("since"),
-    Record.deleted_at.is_(None),
+ENDLESS = datetime(9999, 12, 31, tzinfo=UTC)
+"""Later than all records. Of a span without an end PostgreSQL thinks that it holds a third of the table, and
+plans the statement anew each time, which takes longer than to run it."""
+THERE = Prepared(
+    select(Record.id, Record.external_id).where(
+        Record.connection_id == bindparam("of"),
+        Record.stream == bindparam("stream"),
+        Record.ordered_at >= bindparam("since"),
+        Record.ordered_at < bindparam("until"),
+        Record.deleted_at.is_(None),
+    )
 )
-THERE, THERE_BELOW = Prepared(_there), Prepared(_there.where(Record.ordered_at < bindparam("until")))
 
 
 def delete_missing(
@@ -285,10 +300,7 @@ def delete_missing(
     The row stays as a mark that there was one (the values and the payload go), so that readers
     who follow the changes learn of the deletion.
     """
-    if until is None:
-        rows = THERE(db, of=connection_id, stream=stream, since=since)
-    else:
-        rows = THERE_BELOW(db, of=connection_id, stream=stream, since=since, until=until)
+    rows = THERE(db, of=connection_id, stream=stream, since=since, until=until or ENDLESS)
     gone = [row.id for row in rows if row.external_id not in present]
     if gone:
         cleared = {name: None for name in VALUES if name not in KEPT_OF_A_DELETED}

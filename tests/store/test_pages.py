@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, text
 
+from lifelogger import sync
 from lifelogger.providers.base import Record as Normal
-from lifelogger.store import Store
-from lifelogger.store.models import Base, Connection, Quarantined, Record, User
-from lifelogger.store.pages import Counts, Item, delete_missing, write_items
+from lifelogger.store import Prepared, Store
+from lifelogger.store.models import Base, Connection, Quarantined, Record, Stream, User
+from lifelogger.store.pages import THERE, Counts, Item, delete_missing, write_items
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=15)
@@ -427,3 +428,25 @@ def test_keys_are_what_they_are_whatever_is_in_them(store: Store) -> None:
     assert write(store, *items).inserted == len(keys)
     assert write(store, *items) == Counts()
     assert sorted(row["external_id"] for row in rows(store)) == sorted(keys)
+
+
+@pytest.mark.parametrize("statement", [THERE, sync.STREAMS], ids=["what is there", "the streams"])
+def test_what_each_poll_asks_is_planned_once(store: Store, statement: Prepared) -> None:
+    """To plan a statement takes PostgreSQL longer than to run it, and it is planned anew as long as the plan
+    for any value seems to cost more than one for these."""
+    if store.is_sqlite:
+        pytest.skip("SQLite keeps no plans")
+    for connection in (ANN, BOB):
+        write(store, *(item(key, day=key) for key in range(2000)), connection=connection)
+    with store.write() as db:
+        db.execute(insert(Stream).values(connection_id=ANN, name="activities"))
+        db.execute(text("ANALYZE"))
+    span = {"since": NOW - timedelta(days=9), **({"until": LATER} if statement is THERE else {})}
+    with store.read() as db:
+        for _ in range(20):  # psycopg prepares what comes often, PostgreSQL plans that five times at first
+            statement(db, of=ANN, **({"stream": "activities"} if statement is THERE else {}), **span)
+        plans = db.execute(text("SELECT generic_plans, custom_plans FROM pg_prepared_statements"
+                                " WHERE statement LIKE '%ordered_at >=%'")).all()  # fmt: skip
+    [(generic, custom)] = plans
+    assert custom == 5
+    assert generic > 5
