@@ -429,6 +429,8 @@ def run(rt: Runtime, world: World, days: int, events: Sequence[Upload]) -> dict[
         world.clock.freeze(MONDAY + at)
         planned: list[str] = []
         if what == 0:
+            if at == LATE_S + at // DAY * DAY:
+                print(f"  day {at // DAY} of {days}", file=sys.stderr, flush=True)
             due_at = datetime.fromtimestamp(MONDAY + at - LATE_S, UTC)
             planner.tick("sync_active_users", due_at, planned.append, runtime=rt)
         elif what == 1:
