@@ -3,12 +3,18 @@
     python benchmarks/freshness.py                      # 10, 200 and 2,000 athletes, one world each
     python benchmarks/freshness.py --athletes 200 --seeds 1 2 3 4 5 --days 21
     python benchmarks/freshness.py --lively             # with holidays, bursts, late uploads, new habits
-    python benchmarks/freshness.py --long               # five seeds, 20,000 athletes too
+    python benchmarks/freshness.py --athletes 2000 --webhooks
 
 What runs is `planner.tick`, the engine, the budget in a Redis and the store, and the sandbox's own Strava
 with its ledger. Only the wire is short: requests reach the sandbox in this process, not through a socket, and
-one clock that nobody waits for is everybody's. Delays are read from the store: when a record was made, less
-when the simulated person uploaded it. *In memory* the same planning runs without all that, for many worlds.
+one clock that nobody waits for is everybody's, so a sync takes no time. Delays are read from the store: when
+a record was made, less when the simulated person uploaded it. The ledger says which requests were made.
+*In memory* the same planning runs without all that, for many worlds.
+
+With `--webhooks` the sandbox tells of each upload, and its call is handed to where webhooks arrive
+(`webhooks.hear`) so much later as is drawn: exponential, two seconds on average. Nothing else is simulated of
+them; the user whom that returns is synced at once, as by an idle worker, and `planner.serve_news` runs each
+minute.
 
 The rivals poll at the same ticks with the same 1,000 requests a day, and poll nothing else. When they poll
 does not depend on what they find, so they need no engine: the seed's way (everybody each 15 minutes, as far
@@ -34,8 +40,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,12 +54,14 @@ import urllib3
 from requests.adapters import BaseAdapter
 from sqlalchemy import select, update
 
-from lifelogger import http, pacing, planner, sync
+from lifelogger import http, pacing, planner, sync, webhooks
 from lifelogger.budget import Budget, Pool, Window
 from lifelogger.connections import import_lines
 from lifelogger.habits import Crowd, Habits
 from lifelogger.pacing import Pace
+from lifelogger.providers.base import Call, Subscription
 from lifelogger.runtime import Runtime, build
+from lifelogger.sandbox import hooks
 from lifelogger.sandbox.app import App
 from lifelogger.sandbox.clock import Clock
 from lifelogger.sandbox.people import FIRST_ADDED_KEY, Activity, Person
@@ -61,7 +71,7 @@ from lifelogger.settings import load_settings
 from lifelogger.store.models import Connection, Record
 
 TICK = 900
-DAY = 86_400
+HOUR, DAY = 3600, 86_400
 WEEK = 7 * DAY
 SLOTS = WEEK // TICK
 A_DAY = DAY // TICK
@@ -71,6 +81,9 @@ LATE_S = 20
 """Ticks come this long after the quarter of an hour."""
 DAILY, QUARTERLY = 1000, 100
 ADDRESS = "http://127.0.0.1:1/strava"
+CALLBACK = "http://127.0.0.1:1/webhooks/strava"
+TOLD_AFTER_S = 2.0
+"""How long a webhook takes from an upload to us, on average."""
 
 
 # The world -----------------------------------------------------------------------------------------
@@ -171,33 +184,26 @@ class Life:
 
 
 class ShortWire(BaseAdapter):
-    """Requests of the `requests` library, answered by the sandbox's Strava without a socket between."""
+    """Requests of the `requests` library, answered by the sandbox without a socket between."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, sandbox: App) -> None:
         super().__init__()
-        self.world, self.app, self.strava = world, App(world), world.providers["strava"]
+        self.sandbox = sandbox
 
     def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:  # type: ignore[override]
         url = urllib3.util.parse_url(request.url or "")
-        body = request.body.encode() if isinstance(request.body, str) else request.body or b""
         scope = {
             "method": request.method,
+            "path": url.path or "/",
             "query_string": (url.query or "").encode(),
             "headers": [(name.lower().encode(), value.encode()) for name, value in request.headers.items()],
         }
-        now = self.world.clock.now()
-        call = self.app._call(self.strava, (url.path or "").removeprefix("/strava"), scope, body, now)
-        self.world.ledger.begin(call.entry)
-        with self.world.state:
-            self.strava.count(call)
-            answer = self.strava.answer(call)
-            call.entry.status = answer.status
-            self.world.ledger.end(call.entry, now)
-        stamp = datetime.fromtimestamp(now, UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+        body = request.body.encode() if isinstance(request.body, str) else request.body or b""
+        reply, headers = self.sandbox.ask(scope, body)
         response = requests.Response()
-        response.status_code = answer.status
-        response.headers.update({"Date": stamp, **self.strava.headers(call), **answer.headers})
-        response.raw = urllib3.HTTPResponse(io.BytesIO(answer.body), preload_content=False)
+        response.status_code = reply.status
+        response.headers.update(headers)
+        response.raw = urllib3.HTTPResponse(io.BytesIO(reply.body), preload_content=False)
         response.url, response.request = request.url or "", request
         return response
 
@@ -261,56 +267,107 @@ class Outcome:
     by_hour: list[int]
     longest_s: float
     """The longest that anybody was left unpolled."""
+    floor_s: float = math.nan
+    """How long that may be."""
     least_used: float = math.nan
     """The share of its day's requests that the emptiest day had used."""
     first_spent: str = ""
     """The earliest time of a day at which all was spent."""
+    fullest: str = ""
+    """The most that the provider's own ledger counted in a window of 15 minutes and of a day, and refused."""
     seconds: float = 0.0
-    kept: bool = True
-    """Whether the provider's own ledger stayed within every window."""
 
 
 def lifelogger(
-    world_lives: Lives, athletes: int, before: int, warm: int, days: int, *, told: bool
+    world_lives: Lives, athletes: int, before: int, warm: int, days: int, *, told: bool, hooked: bool
 ) -> Outcome:
     """The whole application over `warm` + `days` days; the last `days` are watched."""
     started = time.monotonic()
     clock = Clock()
-    clock.freeze(MONDAY - 60)
+    clock.freeze(MONDAY - HOUR)
     world = World(people=athletes, seed=1, history_days=before, clock=clock, providers=[Strava])
     strava = world.providers["strava"]
     strava.configure({"access_token_seconds": 10**9})
     for person in world.people.all:
         mine = (world_lives.uploads[person.index], world_lives.ends[person.index])
-        world.people._lives[person.index] = Life(person, *mine, first_key(person.index))  # type: ignore[assignment]
+        world.people.lead(person, Life(person, *mine, first_key(person.index)))
     Told.all_of(world_lives.rates)
     Habits.unpack = staticmethod(unpack) if told else learned  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         rt = runtime(Path(folder), clock, before)
         try:
-            http.session().mount(ADDRESS, ShortWire(world))
-            grants = [(each, strava.connect(each, "sandbox", None)) for each in world.people.all]
-            lines = [
-                json.dumps({"user_id": person.user_id, "provider": "strava", **grant})
-                for person, grant in grants
-            ]
-            import_lines(rt, lines)
-            if told:
-                with rt.store.write() as db:
-                    for one, (person, _) in zip(Told.everybody, grants, strict=True):
-                        packed = {"habits": one.pack()}
-                        db.execute(
-                            update(Connection).where(Connection.user_id == person.user_id).values(packed)
-                        )
-            polls = run(rt, clock, warm + days)
+            http.session().mount(ADDRESS, ShortWire(App(world)))
+            connect(rt, world, told=told)
+            print(f"  connected: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            events = announced(rt, world, world_lives) if hooked else []
+            polls = run(rt, world, warm + days, events)
             outcome = measured(rt, world, world_lives, polls, warm, days)
         finally:
             rt.redis.shutdown(nosave=True)
             rt.close()
-    outcome.name = TOLD if told else LEARNED
+    outcome.name = (TOLD if told else LEARNED) + (HOOKED if hooked else "")
     outcome.seconds = time.monotonic() - started
     world.close()
     return outcome
+
+
+def connect(rt: Runtime, world: World, *, told: bool) -> None:
+    """Everybody was connected some time ago: their past is imported, and their next polls are planned.
+
+    The engine imports it, an hour before the first day, with the provider's limits out of the way. Then
+    they are what they are, nobody has counted anything, and all polls are planned at the first price.
+    """
+    strava = world.providers["strava"]
+    usual = {pool: list(limits) for pool, limits in strava.limits.items()}
+    strava.limit({pool: [10**6] * len(limits) for pool, limits in usual.items()})
+    grants = [(each, strava.connect(each, "sandbox", None)) for each in world.people.all]
+    import_lines(
+        rt,
+        [json.dumps({"user_id": person.user_id, "provider": "strava", **grant}) for person, grant in grants],
+    )
+    for person, _ in grants:
+        for each in sync.run(person.user_id, runtime=rt):
+            if each.outcome != "ok":
+                raise RuntimeError(f"{person.user_id} was not imported: {each.message}")
+    strava.limit(usual)
+    rt.redis.flushdb()
+    if told:
+        with rt.store.write() as db:
+            for one, (person, _) in zip(Told.everybody, grants, strict=True):
+                here = update(Connection).where(Connection.user_id == person.user_id)
+                db.execute(here.values(habits=one.pack()))
+    world.clock.freeze(MONDAY - 2)
+    planner.allowance(rt, "strava", rt.clock())  # sets the price
+    with rt.store.write() as db:
+        pace = pacing.read(db, "strava")
+        for row in db.execute(select(Connection.id, Connection.habits, Connection.last_sync_at)).all():
+            due = pacing.next_poll(pace, Habits.unpack(row.habits), row.last_sync_at, pacing.interval(rt))
+            db.execute(update(Connection).where(Connection.id == row.id).values(next_sync_at=due))
+
+
+@dataclass(frozen=True, order=True)
+class Upload:
+    """Something that a webhook tells of."""
+
+    told_at: float
+    at: float
+    person: int
+    key: int
+
+
+def announced(rt: Runtime, world: World, world_lives: Lives) -> list[Upload]:
+    """Subscribe to Strava's webhooks; returns when what is uploaded from now on will be told, in order."""
+    subscription = hooks.Subscription("300001", "sandbox", CALLBACK, "", [], world.clock.now())
+    world.providers["strava"].hooks.add(subscription)
+    found = Subscription(subscription.id, "all", CALLBACK)
+    webhooks.save(rt, "strava", [found], None)
+    dice = random.Random(1)
+    return sorted(
+        Upload(float(at) + dice.expovariate(1 / TOLD_AFTER_S), float(at), index, first_key(index) + number)
+        for index, uploads in enumerate(world_lives.uploads)
+        for number, at in enumerate(uploads)
+        if at >= 0
+    )
 
 
 def first_key(index: int) -> int:
@@ -346,25 +403,57 @@ def runtime(folder: Path, clock: Clock, history_days: int) -> Runtime:
     )
 
 
-def run(rt: Runtime, clock: Clock, days: int) -> dict[str, list[float]]:
-    """Every tick of so many days; returns when each user was synced."""
+def run(rt: Runtime, world: World, days: int, events: Sequence[Upload]) -> dict[str, list[float]]:
+    """Everything of so many days, in order; returns when each user was synced."""
     polls: dict[str, list[float]] = {}
-    planned: list[str] = []
-    for number in range(days * A_DAY):
-        clock.freeze(MONDAY + number * TICK + LATE_S)
-        due_at = datetime.fromtimestamp(MONDAY + number * TICK, UTC)
-        planner.tick("sync_active_users", due_at, planned.append, runtime=rt)
+
+    def synced(user_id: str, trigger: str) -> bool:
+        """Sync, and say whether that made a budget known that was not."""
+        runs = sync.run(user_id, trigger, runtime=rt)
+        if any(each.requests for each in runs):
+            polls.setdefault(user_id, []).append(world.clock.now() - MONDAY)
+        return any(each.learned for each in runs)
+
+    def served(planned: list[str]) -> None:
         while planned:
-            users, again = planned[:], False
+            users = planned[:]
             planned.clear()
-            for user_id in users:
-                runs = sync.run(user_id, "tick", runtime=rt)
-                again = again or any(each.learned for each in runs)
-                if any(each.requests for each in runs):
-                    polls.setdefault(user_id, []).append(clock.now() - MONDAY)
-            if again:  # as the actors do
+            learned = [synced(user_id, "tick") for user_id in users]
+            if any(learned):  # as the actors do
                 planner.tick(planner.AGAIN, None, planned.append, runtime=rt)
+
+    ticks = ((number * TICK + LATE_S, 0, None) for number in range(days * A_DAY))
+    minutes = ((number * 60.0, 1, None) for number in range(days * DAY // 60 if events else 0))
+    told = ((each.told_at, 2, each) for each in events if each.told_at < days * DAY)
+    for at, what, event in heapq.merge(ticks, minutes, told, key=lambda each: each[:2]):
+        world.clock.freeze(MONDAY + at)
+        planned: list[str] = []
+        if what == 0:
+            if at == LATE_S + at // DAY * DAY:
+                print(f"  day {at // DAY} of {days}", file=sys.stderr, flush=True)
+            due_at = datetime.fromtimestamp(MONDAY + at - LATE_S, UTC)
+            planner.tick("sync_active_users", due_at, planned.append, runtime=rt)
+        elif what == 1:
+            planner.serve_news(planned.append, runtime=rt)
+        elif event is not None:
+            for user_id in heard(rt, world, event):
+                if synced(user_id, "news"):
+                    planner.tick(planner.AGAIN, None, planned.append, runtime=rt)
+        served(planned)
     return polls
+
+
+def heard(rt: Runtime, world: World, event: Upload) -> list[str]:
+    """Have the sandbox tell of an upload, and hand its call to where webhooks arrive.
+
+    Returns whom to sync."""
+    strava, now = world.providers["strava"], world.clock.now()
+    world.clock.freeze(MONDAY + event.at)
+    strava.hooks.happened(world.people.all[event.person], "activities", str(event.key), "create")
+    world.clock.freeze(now)
+    body = strava.hooks.deliveries.pop().body
+    _, users = webhooks.hear(rt, "strava", Call("POST", {"content-type": "application/json"}, {}, body))
+    return users
 
 
 def measured(
@@ -383,33 +472,35 @@ def measured(
             if begin <= at < watched_until(begin, end):
                 # What is not there yet has waited until the end at least.
                 delays.append(made.get(first_key(index) + number, end) - at)
-    entries = [each for each in world.ledger.requests(limit=-1, kind="read") if each.at - MONDAY >= begin]
-    windows = world.ledger.windows()
-    kept = all(
-        count <= Strava.first_limits[pool.split(":")[-1]][0 if seconds == TICK else 1]
-        for pool, seconds, _, count in windows
-    ) and not any(each.status == 429 for each in entries)
+    entries = [each for each in world.ledger.requests(limit=-1, kind="read") if each.at >= MONDAY]
+    windows = [each for each in world.ledger.windows() if each[2] >= MONDAY and each[0].endswith("reads")]
+    most = {
+        seconds: max(count for _, each, _, count in windows if each == seconds) for seconds in (TICK, DAY)
+    }
+    refused = sum(each.status == 429 for each in entries)
+    watched = [each for each in entries if each.at - MONDAY >= begin]
     used = [
-        count / DAILY
-        for pool, seconds, start, count in windows
-        if pool.endswith("reads") and seconds == DAY and start - MONDAY >= begin
+        count / DAILY for _, seconds, start, count in windows if seconds == DAY and start - MONDAY >= begin
     ]
     by_day: dict[int, list[float]] = {}
     by_hour = [0] * 24
-    for each in entries:
+    for each in watched:
         by_day.setdefault(int((each.at - MONDAY) // DAY), []).append((each.at - MONDAY) % DAY)
         by_hour[int(each.at % DAY // 3600)] += 1
     spent = [sorted(times)[DAILY - 1] for times in by_day.values() if len(times) >= DAILY]
+    with rt.store.read() as db:
+        floor = pacing.read(db, "strava").longest_s
     return Outcome(
         "",
         np.array(delays),
-        len(entries),
+        len(watched),
         len(delays),
         by_hour,
-        max(longest(times, begin, end) for times in polls.values()),
+        max(longest(polls.get(person.user_id, []), begin, end) for person in world.people.all),
+        floor,
         least_used=min(used, default=math.nan),
         first_spent=clock_time(min(spent)) if spent else "never",
-        kept=kept,
+        fullest=f"{most[TICK]} / {most[DAY]} / {refused}",
     )
 
 
@@ -503,9 +594,10 @@ def in_memory(world_lives: Lives, before: int, warm: int, days: int, *, told: bo
         len(delays),
         by_hour,
         max(longest(mine, begin - MONDAY, end - MONDAY) for mine in polls),
+        pace.longest_s,
         least,
         "never" if first_spent >= DAY else clock_time(first_spent),
-        time.monotonic() - started,
+        seconds=time.monotonic() - started,
     )
 
 
@@ -567,52 +659,70 @@ def rival(name: str, world_lives: Lives, warm: int, days: int, seed: int) -> Out
 
 SEED, TURN, ROOT = "everybody each 15 min", "each in turn", "square root of true rates"
 INDEX = "index at true rates"
-LEARNED, TOLD, MEMORY = "lifelogger", "told", ", in memory"
+LEARNED, TOLD, MEMORY, HOOKED = "lifelogger", "told", ", in memory", ", webhooks"
 
 
 # What is told --------------------------------------------------------------------------------------
 
 
-def compared(
-    athletes: int, seed: int, days: int, *, lively: bool, memory: bool, ways: Sequence[str]
-) -> list[Outcome]:
+@dataclass(frozen=True)
+class Asked:
+    """What the command line wants of each world."""
+
+    lively: bool
+    memory: bool
+    webhooks: bool
+    ways: Sequence[str]
+    days: int | None
+
+    def watched(self, athletes: int) -> int:
+        return self.days or (7 if athletes <= 500 or self.webhooks else 14 if athletes <= 5000 else 30)
+
+
+def compared(asked: Asked, athletes: int, seed: int) -> list[Outcome]:
     """All ways of polling in one world."""
-    warm = warm_days(athletes)
+    warm, days = warm_days(athletes), asked.watched(athletes)
     before = 365 if athletes <= 500 else 120 if athletes <= 5000 else 30
-    world_lives = lives(seed, athletes, before, warm + days, lively=lively)
+    world_lives = lives(seed, athletes, before, warm + days, lively=asked.lively)
     found = [rival(name, world_lives, warm, days, seed) for name in (SEED, TURN, ROOT, INDEX)]
     for told in (True, False):
-        if ("told" if told else "learned") in ways:
-            found.append(in_memory(world_lives, before, warm, days, told=told))
-            print(f"  {found[-1].name}: {found[-1].seconds:.0f} s", file=sys.stderr, flush=True)
-            if memory:
-                continue
-            found.append(lifelogger(world_lives, athletes, before, warm, days, told=told))
+        if ("told" if told else "learned") in asked.ways:
+            found.append(
+                in_memory(world_lives, before, warm, days, told=told)
+                if asked.memory
+                else lifelogger(world_lives, athletes, before, warm, days, told=told, hooked=asked.webhooks)
+            )
             print(f"  {found[-1].name}: {found[-1].seconds:.0f} s", file=sys.stderr, flush=True)
     return found
 
 
 def warm_days(athletes: int) -> int:
-    """Until first imports are over and everybody was polled in turn: not watched."""
-    return 4 + math.ceil(athletes / 400)
+    """Until everybody was polled in turn: not watched."""
+    return 4 + math.ceil(athletes / 1000)
+
+
+HEAD = (
+    "| | mean | to turn's | median | p95 | requests a news | longest unpolled, d | least used | spent at "
+    "| most in 15 min / a day / refused |\n"
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+)
 
 
 def rows(outcomes: Sequence[Outcome]) -> Iterator[str]:
     turn = next(each for each in outcomes if each.name == TURN)
     for each in outcomes:
-        hours = each.delays / 3600
         used = "" if math.isnan(each.least_used) else f"{each.least_used:.1%}"
+        floor = "" if math.isnan(each.floor_s) else f" of {each.floor_s / DAY:.1f}"
         yield (
-            f"| {each.name} | {hours.mean():.2f} | {hours.mean() / (turn.delays / 3600).mean():.2f} "
-            f"| {np.median(hours):.2f} | {np.percentile(hours, 95):.1f} | {each.requests / each.news:.1f} "
-            f"| {each.longest_s / DAY:.1f} | {used} | {each.first_spent} | {'' if each.kept else 'BROKEN'} |"
+            f"| {each.name} | {waited(each.delays.mean())} | {each.delays.mean() / turn.delays.mean():.2f} "
+            f"| {waited(np.median(each.delays))} | {waited(np.percentile(each.delays, 95))} "
+            f"| {each.requests / each.news:.2f} | {each.longest_s / DAY:.1f}{floor} "
+            f"| {used} | {each.first_spent} | {each.fullest} |"
         )
 
 
-HEAD = (
-    "| | mean, h | to turn's | median, h | p95, h | requests a news | longest unpolled, d | least used "
-    "| spent at | windows |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
-)
+def waited(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 90 else f"{seconds / HOUR:.2f} h"
 
 
 def plot(found: dict[int, list[Outcome]], file: Path) -> None:
@@ -647,53 +757,65 @@ def plot(found: dict[int, list[Outcome]], file: Path) -> None:
     figure.savefig(file, format="svg", metadata={"Date": None})
 
 
+def summary(outcomes: Sequence[Sequence[Outcome]]) -> Iterator[str]:
+    """What several worlds of one size came to: medians, and from where to where they go."""
+    turns = [next(each for each in world if each.name == TURN).delays.mean() for world in outcomes]
+    by_name: dict[str, list[float]] = {}
+    yield "| | mean to turn's | median | p95 | requests a news |\n| --- | ---: | ---: | ---: | ---: |"
+    for mine in zip(*outcomes, strict=True):
+        ratios = [each.delays.mean() / turn for each, turn in zip(mine, turns, strict=True)]
+        by_name[mine[0].name] = ratios
+        halves = [float(np.median(each.delays)) for each in mine]
+        tails = [float(np.percentile(each.delays, 95)) for each in mine]
+        costs = [each.requests / each.news for each in mine]
+        yield (
+            f"| {mine[0].name} | {spread_of(ratios)} | {waited(statistics.median(halves))} "
+            f"({waited(min(halves))} to {waited(max(halves))}) | {waited(statistics.median(tails))} "
+            f"({waited(min(tails))} to {waited(max(tails))}) | {statistics.median(costs):.2f} |"
+        )
+    for one, ratios in by_name.items():
+        best = by_name.get(one.replace(LEARNED, TOLD))
+        if best is not None and one.startswith(LEARNED):
+            over = [mine / told for mine, told in zip(ratios, best, strict=True)]
+            yield f"\n{one} to the planner at true rates: {spread_of(over)}"
+
+
 def spread_of(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--athletes", type=int, nargs="+", default=None)
-    parser.add_argument("--seeds", type=int, nargs="+", default=None)
+    parser.add_argument("--athletes", type=int, nargs="+", default=[10, 200, 2000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--days", type=int, default=None, help="how many days are watched")
     parser.add_argument("--lively", action="store_true", help="holidays, bursts, late uploads, new habits")
+    parser.add_argument("--webhooks", action="store_true", help="the provider tells of each upload")
     parser.add_argument("--ways", nargs="+", choices=("told", "learned"), default=("told", "learned"))
     parser.add_argument("--memory", action="store_true", help="the planning alone, without the engine")
-    parser.add_argument("--long", action="store_true", help="five seeds, and 20,000 athletes")
+    parser.add_argument("--jobs", type=int, default=1, help="worlds at once, each in a process of its own")
     parser.add_argument("--plot", type=Path, help="write an SVG of the first seed there")
-    asked = parser.parse_args()
+    told = parser.parse_args()
+    if told.memory and told.webhooks:
+        parser.error("--webhooks needs the engine")
+    asked = Asked(told.lively, told.memory, told.webhooks, told.ways, told.days)
     logging.disable(logging.ERROR)
-    sizes = asked.athletes or ([10, 200, 2000, 20_000] if asked.long else [10, 200, 2000])
-    seeds = asked.seeds or ([1, 2, 3, 4, 5] if asked.long else [1])
     plotted: dict[int, list[Outcome]] = {}
-    for athletes in sizes:
-        days = asked.days or (7 if athletes <= 500 else 14 if athletes <= 5000 else 30)
-        ratios: dict[str, list[float]] = {}
-        for seed in seeds:
-            outcomes = compared(
-                athletes, seed, days, lively=asked.lively, memory=asked.memory, ways=asked.ways
-            )
-            plotted.setdefault(athletes, outcomes)
-            print(
-                f"\n{athletes:,} athletes, seed {seed}, {days} days"
-                f"{', lively' if asked.lively else ''}\n\n{HEAD}"
-            )
-            print(*rows(outcomes), sep="\n", flush=True)
-            turn = next(each for each in outcomes if each.name == TURN).delays.mean()
-            for each in outcomes:
-                ratios.setdefault(each.name, []).append(each.delays.mean() / turn)
-        if len(seeds) > 1:
-            print(
-                f"\n{athletes:,} athletes, median of {len(seeds)} seeds, mean delay to that of each in turn:"
-            )
-            for name, values in ratios.items():
-                print(f"- {name}: {spread_of(values)}")
-            for mine, told in ((LEARNED, TOLD), (f"{LEARNED}{MEMORY}", f"{TOLD}{MEMORY}")):
-                if mine in ratios and told in ratios:
-                    over = [one / best for one, best in zip(ratios[mine], ratios[told], strict=True)]
-                    print(f"- {mine} to {told}: {spread_of(over)}")
-    if asked.plot:
-        plot(plotted, asked.plot)
+    with ProcessPoolExecutor(told.jobs, max_tasks_per_child=1) as processes:
+        for athletes in told.athletes:
+            worlds: list[list[Outcome]] = []
+            found = processes.map(partial(compared, asked, athletes), told.seeds)
+            for seed, outcomes in zip(told.seeds, found, strict=True):
+                worlds.append(outcomes)
+                what = "".join(f", {name}" for name in ("lively", "webhooks") if getattr(asked, name))
+                print(f"\n{athletes:,} athletes, seed {seed}, {asked.watched(athletes)} days{what}\n\n{HEAD}")
+                print(*rows(outcomes), sep="\n", flush=True)
+            if len(worlds) > 1:
+                print(f"\n{athletes:,} athletes, {len(worlds)} seeds: median and range\n")
+                print(*summary(worlds), sep="\n", flush=True)
+            plotted[athletes] = worlds[0]
+    if told.plot:
+        plot(plotted, told.plot)
 
 
 if __name__ == "__main__":

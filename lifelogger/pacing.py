@@ -43,6 +43,8 @@ DAYS_A_ROUND = 2.0
 """Nobody is left unpolled longer than this many times what a poll of each in turn takes, or the setting."""
 SURELY = 0.9
 """Of that time a poll is planned so early: its tick may come late, and be full."""
+LEAST_OFFERED = 0.1
+"""The share of what there is that polls are offered, however many news webhooks announce."""
 DEAF = 1e-4
 """How unlikely it must be that no webhook came, for us to believe that they have stopped."""
 
@@ -165,6 +167,8 @@ def price(rt: Runtime, provider: str, windows: Sequence[Window], now: datetime) 
         if pace.priced_at is not None and now - pace.priced_at < PRICED_EVERY:
             return pace
         sample = drawn(db, provider, now)
+        if put_off(db, provider):  # webhooks come: what is missing is requests
+            pace = replace(pace, heard_at=now)
     about, endpoints = rt.providers[provider], rt.settings.providers[provider]
     cost = max(1, about.poll_cost(endpoints))
     pace = priced(pace, sample, offer(windows), cost, interval(rt), rt.settings.sync.longest_days, now)
@@ -213,10 +217,13 @@ def priced(
     if not sample.connections or not math.isfinite(offered):
         return replace(pace, price=0.0, curve=None, wanted=0.0, offered=0.0, priced_at=now)
     known = pace.hours is not None
-    pace = replace(pace, **crowd(sample, now), priced_at=now, offered=offered)
+    pace = replace(pace, **crowd(sample, now), priced_at=now)
     round_s = sample.number * cost / offered * DAY
     pace = replace(pace, longest_s=max(longest_days * DAY, DAYS_A_ROUND * round_s))
     pace = replace(pace, deaf=is_deaf(pace, sample, now))
+    hints = announced(pace, sample, now)
+    offered = max(offered * LEAST_OFFERED, offered - sum(hints))
+    pace = replace(pace, offered=offered)
     free, _ = wants(replace(pace, price=0.0), sample, cost, every, now)
     if free <= offered:  # everybody at every tick
         return replace(pace, price=0.0, curve=None, wanted=free)
@@ -228,6 +235,7 @@ def priced(
             break
         pace = replace(pace, price=max(1e-6, pace.price * min(100.0, max(0.01, (wanted / offered) ** 2))))
         wanted, curve = wants(pace, sample, cost, every, now)
+    curve = [polls + news for polls, news in zip(curve, hints, strict=True)]
     moved = pace.price * min(2.0, max(0.5, (wanted / offered) ** STIFFNESS))
     old = pace.curve or curve
     mixed = [REMEMBERED * was + (1 - REMEMBERED) * new for was, new in zip(old, curve, strict=True)]
@@ -275,6 +283,26 @@ def wants(
         for at in mine:
             curve[int(at % DAY / HOUR)] += 1 / days
     return total * sample.each * cost, [each * sample.each for each in curve]
+
+
+def announced(pace: Pace, sample: Sample, now: datetime) -> list[float]:
+    """News of the next day that webhooks will tell of, by hour of the UTC day: each costs a request then."""
+    start, found = now.timestamp(), [0.0] * 24
+    for habits, due_at in sample.connections:
+        told = 1 - habits.silent
+        if due_at is None or told <= 0 or pace.deaf:
+            continue
+        for hour, news in enumerate(habits.expected(pace.crowd, start, HOUR, 24)):
+            found[int((start + hour * HOUR) % DAY / HOUR)] += news * told * sample.each
+    return found
+
+
+def put_off(db: Database, provider: str) -> bool:
+    """Whether something that a webhook told of waits for its budget."""
+    known = (Connection.next_sync_at.is_not(None), Connection.news_at.is_not(None))  # as the index has them
+    told = (Connection.news_streams.is_not(None), Connection.wait_reason.is_not(None))
+    query = select(Connection.id).where(Connection.provider == provider, *known, *told).limit(1)
+    return db.execute(query).first() is not None
 
 
 def is_deaf(pace: Pace, sample: Sample, now: datetime) -> bool:

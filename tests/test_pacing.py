@@ -17,7 +17,7 @@ from sqlalchemy import event, func, insert, select, update
 from lifelogger import pacing
 from lifelogger.budget import Pool, Window
 from lifelogger.habits import DAY, HOUR, Habits
-from lifelogger.pacing import Pace, Sample, is_deaf, next_poll, priced, wants
+from lifelogger.pacing import Pace, Sample, announced, is_deaf, next_poll, priced, wants
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection, User
 from lifelogger.store.models import Pace as Stored
@@ -140,6 +140,45 @@ def test_webhooks_that_stop_are_noticed() -> None:
     )
 
 
+def hearing(number: int, each: float = 1.0) -> Sample:
+    """People all of whose news was announced so far."""
+    group = sample(number, each)
+    for habits, _ in group.connections:
+        habits.heard(50, announced=True)
+    return group
+
+
+def test_what_webhooks_will_tell_of_is_not_offered_to_polls() -> None:
+    group = hearing(30, each=20)
+    hints = announced(Pace(), group, NOW)
+    assert sum(hints) == pytest.approx(0.6 * 30 * 20, rel=0.2)
+
+    pace = settle(group, 600)
+    assert pace.offered == pytest.approx(600 - sum(hints), rel=0.1)
+    assert pace.longest_s == settle(sample(30, each=20), 600).longest_s, "who is told of is looked at too"
+    assert settle(group, 300).offered == 30, "polls are offered a tenth"
+    assert settle(sample(30, each=20), 600).offered == 600
+
+
+def test_the_days_curve_has_the_hours_in_which_webhooks_come() -> None:
+    group = hearing(30, each=20)
+    hints = announced(Pace(), group, NOW)
+    busy = max(range(24), key=hints.__getitem__)
+
+    curve = settle(group, 400).curve
+
+    assert curve is not None
+    assert curve[busy] / sum(curve) == pytest.approx(hints[busy] / sum(hints), rel=0.3)
+
+
+def test_webhooks_that_have_stopped_keep_no_requests_from_polls() -> None:
+    group = hearing(30, each=20)
+    pace = dataclasses.replace(settle(group, 600), heard_at=NOW)
+    later = NOW + timedelta(hours=12)
+
+    assert priced(pace, group, 600, 1, QUARTER, 7, later).offered == 600
+
+
 # In the database --------------------------------------------------------------------------------------------
 
 
@@ -182,6 +221,28 @@ def test_the_price_is_kept_for_an_hour(runtime: Runtime) -> None:
         assert pacing.read(db, "strava") == later
         assert pacing.read(db, "oura") == Pace()
         assert db.scalar(select(func.count()).select_from(Stored)) == 1
+
+
+def test_what_waits_for_a_budget_shows_that_webhooks_come(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(runtime, 20)
+    for habits, _ in (group := hearing(20, each=20)).connections:
+        assert habits.silent < 0.1
+    monkeypatch.setattr(pacing, "drawn", lambda *_: group)
+    pacing.price(runtime, "strava", a_day(100), NOW)
+    with runtime.store.write() as db:
+        pacing.heard(db, "strava", NOW)
+
+    def deaf_after_a_night(**of_one: Any) -> bool:
+        with runtime.store.write() as db:
+            db.execute(update(Stored).values(priced_at=NOW))
+            db.execute(update(Connection).where(Connection.user_id == "strava7").values(**of_one))
+        return pacing.price(runtime, "strava", a_day(100), NOW + timedelta(hours=12)).deaf
+
+    assert deaf_after_a_night(news_at=None)
+    assert deaf_after_a_night(news_at=NOW, news_streams=["activities"]), "forged, and in a minute's queue"
+    assert not deaf_after_a_night(wait_reason="strava reads: 100 of 100 requests used")
 
 
 def test_what_others_need_is_not_offered_to_polls() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
 NAMES = (
@@ -169,6 +169,13 @@ class Measures(NamedTuple):
     """Further chance, for what only one provider tells."""
 
 
+class Life(Protocol):
+    """What one person does."""
+
+    def until(self, moment: float) -> Sequence[Activity]:
+        """All of it up to a moment and some days beyond, by start and key; uploaded by then or not."""
+
+
 class People:
     """All people of a seed.
 
@@ -185,14 +192,21 @@ class People:
         self.origin = origin
         self.all = [self._person(index) for index in range(number)]
         self.by_id = {person.user_id: person for person in self.all}
-        self._lives: dict[int, _Life] = {}
+        self._lives: dict[int, Life] = {}
 
     def activities(self, person: Person, until: float) -> Sequence[Activity]:
         """All that a person does up to a moment and some days beyond, by start; uploaded by then or not."""
         life = self._lives.get(person.index)
         if life is None:
-            life = self._lives[person.index] = _Life(self.seed, person)
+            life = self._lives[person.index] = _Seeded(self.seed, person)
         return life.until(until)
+
+    def lead(self, person: Person, life: Life) -> None:
+        """Have a person lead this life instead of the seed's. Its keys are from `FIRST_ADDED_KEY` on.
+
+        Before anybody asks for it: what was shown already stays so for a while.
+        """
+        self._lives[person.index] = life
 
     def owner(self, key: int) -> Person | None:
         """Whose activity a seeded key is, if it is one at all."""
@@ -231,8 +245,8 @@ class People:
         )
 
 
-class _Life:
-    """What one person did, computed month by month as far as somebody asked."""
+class _Seeded:
+    """What the seed has one person do, computed month by month as far as somebody asked."""
 
     def __init__(self, seed: int, person: Person) -> None:
         self.seed = seed
