@@ -319,7 +319,7 @@ def path_of(provider: str, application: str) -> str:
 
 
 class Application(Section):
-    """One more application at a provider. What says who it is is its own; a budget that is None is the provider's."""
+    """One more application at a provider: what says who it is. A budget that is None is the provider's."""
 
     client_id: Annotated[str, Field(min_length=1)]
     client_secret: SecretStr = SecretStr("")
@@ -479,7 +479,7 @@ def _keys() -> dict[KeyPath, FieldInfo]:
             found |= {(section, key): info for key, info in field.annotation.model_fields.items()}
     for name in sorted(known_providers()):
         found |= {("providers", name, key): info for key, info in ProviderSettings.model_fields.items()}
-        del found["providers", name, "applications"]  # their names are the user's: `_Layers.know` adds their keys
+        del found["providers", name, "applications"]  # the user names them: `_Layers.know` adds their keys
     return found
 
 
@@ -518,7 +518,9 @@ class _Layers:
         """Expect the keys of an application, whose name somebody chose."""
         table = ("providers", provider, "applications", application)
         if table[:2] in self.tables and table not in self.tables:
-            keys = {(*table, key): info for key, info in Application.model_fields.items()}
+            keys: dict[KeyPath, FieldInfo] = {
+                (*table, key): info for key, info in Application.model_fields.items()
+            }
             self._begin(keys)
             self.keys |= keys
             self._put(table, {}, "")  # one that says nothing is missed all the same
@@ -550,8 +552,8 @@ class _Layers:
         if path in self.keys or (is_table and not isinstance(value, dict)):
             self._put(path, value, str(file))
         elif path[2:3] == ("applications",) and path[:2] in self.tables and len(path) < 5:
-            table = ".".join(path[:3])
-            self.faults.append(f"{'.'.join(path)} ({file}): must be the table of an application: [{table}.NAME]")
+            wanted = f"must be the table of an application: [{'.'.join(path[:3])}.NAME]"
+            self.faults.append(f"{'.'.join(path)} ({file}): {wanted}")
         elif not is_table:
             names = [".".join(key) for key in self.keys]
             self.faults.append(f"{'.'.join(path)} ({file}): no such setting: {_near('.'.join(path), names)}")

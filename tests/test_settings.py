@@ -85,7 +85,9 @@ def test_each_provider_has_a_table_with_every_key() -> None:
     tables = tomllib.loads(FILE.read_text(encoding="utf-8"))["providers"]
 
     assert set(tables) == known_providers()
-    assert all(set(table) == set(ProviderSettings.model_fields) - {"applications"} for table in tables.values())
+    assert all(
+        set(table) == set(ProviderSettings.model_fields) - {"applications"} for table in tables.values()
+    )
 
 
 def test_every_key_is_explained_above_it() -> None:
