@@ -29,7 +29,7 @@ from lifelogger.connections import Line, save, unknown_application
 from lifelogger.errors import LifeloggerError, Refused, SignInAgain
 from lifelogger.habits import DAY
 from lifelogger.http import Http, call_token_endpoint
-from lifelogger.leaving import revoke_waiting
+from lifelogger.leaving import end_former, revoke_waiting
 from lifelogger.providers.base import Grant, shown, split_scopes
 from lifelogger.runtime import Application, Runtime
 from lifelogger.settings import MAIN
@@ -230,6 +230,7 @@ def come_back(rt: Runtime, attempt: Attempt, query: Mapping[str, str]) -> Connec
         raise Refused(f"{provider.title} sent what cannot be stored: {fields}") from None
     try:
         with rt.store.write() as db:
+            end_former(rt, db, attempt.user_id, attempt.provider, attempt.application)
             new = save(rt, db, line)
     except IntegrityError:  # erased, or connected by somebody else, in this very moment
         raise Refused(

@@ -104,6 +104,19 @@ def end_deauthorised(rt: Runtime, connection_id: int | None = None) -> list[dict
     return [_settle(rt, number) for number in numbers if number is not None]
 
 
+def end_former(rt: Runtime, db: Database, user_id: str, provider: str, application: str) -> None:
+    """Have the grant revoked that a connection has with another application: it is about to get one with this.
+
+    In the transaction that brings the new one. The connection and its data stay.
+    """
+    mine = (Connection.user_id == user_id, Connection.provider == provider)
+    row = db.execute(
+        select(Connection.__table__).where(*mine, Connection.application != application).with_for_update()
+    ).first()
+    if row is not None:
+        _put_aside(rt, db, row, _write_receipt(rt, db, _number(), "moved", provider, {}, "pending"))
+
+
 def _is_gone_there(rt: Runtime, connection_id: int) -> bool:
     """Whether the provider says that a grant is gone; else nobody has left, and that is written down."""
     try:
