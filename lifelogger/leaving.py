@@ -105,9 +105,9 @@ def end_deauthorised(rt: Runtime, connection_id: int | None = None) -> list[dict
 
 
 def end_former(rt: Runtime, db: Database, user_id: str, provider: str, application: str) -> None:
-    """Have the grant revoked that a connection has with another application: it is about to get one with this.
+    """Have the grant revoked that a connection has with another application than this.
 
-    In the transaction that brings the new one. The connection and its data stay.
+    In the transaction that brings a new one. The connection and its data stay.
     """
     mine = (Connection.user_id == user_id, Connection.provider == provider)
     row = db.execute(

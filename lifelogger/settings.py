@@ -551,10 +551,12 @@ class _Layers:
         is_table = path in self.tables
         if path in self.keys or (is_table and not isinstance(value, dict)):
             self._put(path, value, str(file))
+        elif is_table:
+            return
         elif path[2:3] == ("applications",) and path[:2] in self.tables and len(path) < 5:
             wanted = f"must be the table of an application: [{'.'.join(path[:3])}.NAME]"
             self.faults.append(f"{'.'.join(path)} ({file}): {wanted}")
-        elif not is_table:
+        else:
             names = [".".join(key) for key in self.keys]
             self.faults.append(f"{'.'.join(path)} ({file}): no such setting: {_near('.'.join(path), names)}")
 
