@@ -272,6 +272,24 @@ def test_few_connections_among_many_are_all_known(
 
 
 @ONCE
+def test_history_leaves_requests_to_the_syncs_of_its_own_application_only(
+    live: Runtime, sandbox: Control
+) -> None:
+    sandbox.limits(reads=(4, 1000))
+    people = [person["user_id"] for person in sandbox.people()]
+    let_in(live, sandbox, *people[:4])
+    let_in_at_second(live, sandbox, people[4])
+    for person in people[:4]:
+        change(live, person, claimed_at=NOON, next_sync_at=NOON + timedelta(minutes=10))
+
+    sync.run(people[4], runtime=tuned(live, schedule={"reserve": 0.0}))
+
+    run = journal(live, people[4])[-1]
+    assert (run.outcome, run.message) == ("ok", None)
+    assert run.history_s > 0
+
+
+@ONCE
 def test_webhooks_that_bring_news_are_noted_for_their_application(live: Runtime, sandbox: Control) -> None:
     let_in(live, sandbox, "alice")
     let_in_at_second(live, sandbox, "bruno")
@@ -423,14 +441,15 @@ def test_a_sync_that_runs_while_its_connection_moves_spends_nothing_of_the_other
 ) -> None:
     """Not even if its token is refused meanwhile: the new one belongs to the other application."""
     let_in(live, sandbox, "alice")
+    sandbox.fault(LIST, status=401, times=1)
     with sandbox.hold(LIST) as gate:
         working = in_background(sync.run, "alice", "tick", runtime=live)
         change(live, "alice", claimed_at=live.clock())
         gate.wait_until_reached()
-        sandbox.expire("alice")
         let_in_at_second(live, sandbox, "alice")
     runs = working.result(20)
 
+    assert [entry["status"] for entry in sandbox.ledger(route=LIST)] == [401]
     assert [run.outcome for run in runs] == ["interrupted"]
     assert "two" not in dict(clients(sandbox, kind="read")).values()
     row = connection(live, "alice")

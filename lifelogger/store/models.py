@@ -388,8 +388,8 @@ class Receipt(Base):
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     number: Mapped[str] = mapped_column(String(40), index=True)
     kind: Mapped[str] = mapped_column(String(20))
-    """`disconnected`, `erased` (the user, too), `deauthorised` (at the provider), or `moved`: the grant alone,
-    as the connection has one with another application."""
+    """`disconnected`, `erased` (the user, too), `deauthorised` (at the provider), or `moved`: the grant alone
+    went, as the connection has one with another application."""
     provider: Mapped[str | None] = mapped_column(String(50))
     """None: an erased user who had no connection."""
     deleted: Mapped[dict[str, int]] = mapped_column(Payload)
