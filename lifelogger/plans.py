@@ -26,7 +26,7 @@ MOST_NAMED = 20
 def overall(rt: Runtime) -> dict[str, Any]:
     """For each provider: the price of a request, what the next ticks may spend, and whom they take first.
 
-    Further applications have plans of their own, by path: `strava/second`.
+    Further applications have plans of their own, by path.
     """
     now = rt.clock()
     return {"now": now, "providers": {each.path: of_application(rt, each, now) for each in rt.applications()}}

@@ -314,7 +314,7 @@ _APPLICATION = re.compile("(?=.{1,50}$)[a-z0-9]+(_[a-z0-9]+)*")  # as it can be 
 
 
 def path_of(provider: str, application: str) -> str:
-    """How an application is named in addresses and messages: `strava`, or `strava/second`."""
+    """How an application is named in addresses and messages: `PROVIDER`, or `PROVIDER/NAME`."""
     return provider if application == MAIN else f"{provider}/{application}"
 
 
@@ -361,6 +361,11 @@ class ProviderSettings(Section):
     def application(self) -> str:
         """The name of the application that these are the settings of."""
         return self._application
+
+    @property
+    def suffix(self) -> str:
+        """What names this application behind its provider; empty for the main one, as in `path_of`."""
+        return path_of("", self._application)
 
     def of(self, application: str) -> ProviderSettings | None:
         """What holds for one of its applications; None: there is none of that name."""

@@ -19,7 +19,6 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from urllib.parse import urlencode
 
 from lifelogger.errors import BadRecord, Forged, Refused, Unavailable
-from lifelogger.settings import path_of
 
 Json = Any
 """A parsed JSON value: hostile until a provider has looked at it."""
@@ -276,7 +275,7 @@ class Endpoints(Protocol):
     """The part of the settings of an application at a provider that its module reads."""
 
     @property
-    def application(self) -> str: ...
+    def suffix(self) -> str: ...
     @property
     def client_id(self) -> str: ...
     @property
@@ -359,7 +358,7 @@ class Provider(ABC):
     ) -> Pool:
         """A pool of the application, or with `connection_id` one of this connection alone."""
         owner = "" if connection_id is None else f":{connection_id}"
-        title = f"{path_of(self.name, settings.application)} {name}"
+        title = f"{self.name}{settings.suffix} {name}"
         return Pool(name, f"{self.name}:{settings.client_id}:{name}{owner}", limits, reports, title)
 
     def poll_cost(self, settings: Endpoints) -> int:
