@@ -298,8 +298,7 @@ def _up(instant: datetime) -> datetime:
 
 
 def _title(pool: Pool) -> str:
-    """The provider, which begins a pool's key, and the pool: what a person knows it by."""
-    return f"{pool.key.split(':')[0]} {pool.name}"
+    return pool.title or f"{pool.key.split(':')[0]} {pool.name}"
 
 
 def _clock_time(instant: datetime) -> str:

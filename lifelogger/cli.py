@@ -40,7 +40,7 @@ from lifelogger import status as standing
 from lifelogger.errors import LifeloggerError, SettingsError
 from lifelogger.runtime import Runtime, checked, database_url
 from lifelogger.runtime import runtime as processwide
-from lifelogger.settings import get_settings
+from lifelogger.settings import MAIN, get_settings
 from lifelogger.status import brought, count
 
 app = typer.Typer(
@@ -355,10 +355,17 @@ def _print_receipt(said: dict[str, Any]) -> None:
         _say(f"{each['provider']}: {records} deleted. {each['sentence']}")
 
 
+OneApplication = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Which of the provider's applications, where there are several."),
+]
+
+
 @app.command()
 def connect(
     user_id: NewUserId,
     provider: Annotated[str, typer.Argument(help="strava, for example; see [providers] in the settings.")],
+    application: OneApplication = None,
     port: Annotated[int, typer.Option(help="Port for the callback; 0: any free one.", min=0, max=65535)] = 0,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the address at once.")] = True,
     timeout: Annotated[
@@ -375,7 +382,8 @@ def connect(
     """Connect a user's account at a provider.
 
     Opens the provider's page and waits until the person has agreed there. Then Ctrl-C leaves the first import
-    going on in the background.
+    going on in the background. Without --application it stays where it is connected, or else goes to the
+    application that has most requests a day for it.
     """
     from lifelogger.client import request_sync
     from lifelogger.connecting import connect as connect_account
@@ -388,7 +396,7 @@ def connect(
             webbrowser.open(address)
 
     newest = _newest_run(rt, user_id)
-    done = connect_account(rt, user_id, provider, show, port=port, seconds=timeout)
+    done = connect_account(rt, user_id, provider, show, application=application, port=port, seconds=timeout)
     out.print(f"{'Connected' if done.new else 'Connected again, keeping the data:'} {escape(user_id)}.")
     if done.missing:
         out.print(f"Not granted: {', '.join(done.missing)}. What needs it is not synced.", style="yellow")
@@ -407,7 +415,7 @@ def connections_import(
     """Import connections from JSON lines.
 
     All of them or, when any line is wrong, none. A line: {"user_id", "provider", "access_token",
-    "refresh_token", "expires_at", "scopes", "provider_user_id"}.
+    "refresh_token", "expires_at", "scopes", "provider_user_id"}, and "application" where there are several.
     """
     from lifelogger.connections import ImportRefused, import_lines
 
@@ -664,7 +672,7 @@ def status(
         if tick
         else "No tick yet: `make periodiq` fires them."
     )
-    for name, each in now["providers"].items():
+    for each in now["providers"].values():
         out.print()
         simulated = " (simulated by the sandbox)" if each["simulated"] else ""
         last = standing.moment(each["last_sync"], now["now"]) if each["last_sync"] else "never"
@@ -675,10 +683,11 @@ def status(
             out.print(f"  To be signed in again by their people: {people}.", style="yellow")
         if each["importing"]:
             out.print(f"  Still importing their past: {count(each['importing'], 'connection')}.")
-        out.print(
-            f"  {escape(each['webhooks']['sentence'])}", style=_trouble(each["webhooks"]["ok"] is False)
-        )
-        _print_budget(name, each["budget"])
+        if not each["applications"]:
+            _print_application(each)
+        for one in each["applications"]:
+            _say(f"  Application {one['name']}: {one['sentence']}")
+            _print_application(one)
         for wait in each["waits"]:
             until = standing.moment(wait["until"], now["now"])
             waiting = count(wait["connections"], "connection")
@@ -687,6 +696,14 @@ def status(
         out.print("\n[bold]Whom we tell of changes[/]")
     for each in now["notify"]:
         out.print(f"  {escape(each['host'])}: {escape(each['sentence'])}", style=_trouble(each["reason"]))
+
+
+def _print_application(state: dict[str, Any]) -> None:
+    """What comes by itself, and what is spent; nothing of one that is not in the settings."""
+    hooks = state["webhooks"]
+    if hooks is not None:
+        out.print(f"  {escape(hooks['sentence'])}", style=_trouble(hooks["ok"] is False))
+        _print_budget(state["budget"])
 
 
 def _trouble(is_there: object) -> str | None:
@@ -724,16 +741,16 @@ def _user_status(rt: Runtime, user_id: str, as_json: bool) -> None:
 def budget(as_json: AsJson = False) -> None:
     """Show what is spent of each provider's request budget."""
     rt = _runtime()
-    found = {name: standing.budget(rt, name) for name in rt.enabled()}
+    every = [(each, standing.budget(rt, *each.key)) for each in rt.applications()]
     if as_json:
-        _print_json(found)
+        _print_json({each.path: windows for each, windows in every})
         return
-    for name, windows in found.items():
-        out.print(f"[bold]{escape(rt.providers[name].title)}[/]")
-        _print_budget(name, windows)
+    for each, windows in every:
+        out.print(f"[bold]{escape(each.title)}[/]")
+        _print_budget(windows)
 
 
-def _print_budget(name: str, windows: list[dict[str, Any]] | None) -> None:
+def _print_budget(windows: list[dict[str, Any]] | None) -> None:
     if windows is None:
         out.print("  Its budget is unknown: Redis does not answer. No request is sent.", style="yellow")
     for window in windows or []:
@@ -824,24 +841,34 @@ def webhooks_list(as_json: AsJson = False) -> None:
 
 
 @webhooks_app.command("subscribe")
-def webhooks_subscribe(provider: OneProvider) -> None:
+def webhooks_subscribe(provider: OneProvider, application: OneApplication = None) -> None:
     """Make, renew and repair the subscriptions of a provider; the web server must be reachable.
 
     The scheduler does it every hour. This also takes over a subscription that goes elsewhere, where an
-    application can have only one.
+    application can have only one. Without --application it does so for all there are.
     """
     from lifelogger import webhooks
 
-    made = webhooks.keep(_runtime(), provider, take_over=True)
-    _say(f"{count(len(made), 'subscription')} to {made[0].callback}" if made else "No subscriptions.")
+    rt = _runtime()
+    for name in _names(rt, provider, application):
+        made = webhooks.keep(rt, provider, name, take_over=True)
+        _say(f"{count(len(made), 'subscription')} to {made[0].callback}" if made else "No subscriptions.")
+
+
+def _names(rt: Runtime, provider: str, application: str | None) -> list[str]:
+    """The applications that a command is about; of a provider that is unknown the main one, which says so."""
+    every = [each.name for each in rt.applications() if each.provider.name == provider]
+    return [application] if application is not None else every or [MAIN]
 
 
 @webhooks_app.command("remove")
-def webhooks_remove(provider: OneProvider) -> None:
+def webhooks_remove(provider: OneProvider, application: OneApplication = None) -> None:
     """End our subscriptions at a provider. The scheduler makes them again while web.public_url is set."""
     from lifelogger import webhooks
 
-    _say(f"{count(webhooks.remove(_runtime(), provider), 'subscription')} ended.")
+    rt = _runtime()
+    ended = sum(webhooks.remove(rt, provider, name) for name in _names(rt, provider, application))
+    _say(f"{count(ended, 'subscription')} ended.")
 
 
 # Keys ----------------------------------------------------------------------------------------------

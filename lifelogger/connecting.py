@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import math
 import secrets
 import threading
 from collections.abc import Callable, Mapping
@@ -21,14 +22,19 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import SecretStr, ValidationError
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from lifelogger.connections import Line, save
+from lifelogger.connections import Line, save, unknown_application
 from lifelogger.errors import LifeloggerError, Refused, SignInAgain
+from lifelogger.habits import DAY
 from lifelogger.http import Http, call_token_endpoint
-from lifelogger.leaving import revoke_waiting
+from lifelogger.leaving import end_former, revoke_waiting
 from lifelogger.providers.base import Grant, shown, split_scopes
-from lifelogger.runtime import Runtime
+from lifelogger.runtime import Application, Runtime
+from lifelogger.settings import MAIN
+from lifelogger.store import counts
+from lifelogger.store.models import Connection
 
 HOST = "127.0.0.1"
 PATH = "/callback"
@@ -109,6 +115,8 @@ class Attempt:
     state: str = field(repr=False)
     verifier: str | None = field(repr=False)
     """The secret of the proof key (RFC 7636), where the provider takes one."""
+    application: str = MAIN
+    """Whose client id the tokens will be given to."""
 
 
 class Connected(NamedTuple):
@@ -121,18 +129,25 @@ class Connected(NamedTuple):
 
 
 def set_out(
-    rt: Runtime, user_id: str, provider_name: str, redirect_uri: str, state: str | None = None
+    rt: Runtime,
+    user_id: str,
+    provider_name: str,
+    redirect_uri: str,
+    state: str | None = None,
+    application: str | None = None,
 ) -> tuple[Attempt, str]:
     """Begin to connect a user's account; returns the attempt, and the address to open.
 
-    Raises `LifeloggerError` when nobody can connect there.
+    `application` names one of the provider's; None: see `application_for`. Raises `LifeloggerError` when
+    nobody can connect there.
     """
     provider = rt.enabled().get(provider_name)
     if provider is None:
         raise LifeloggerError(
             f"No provider {shown(provider_name)} is enabled: {', '.join(rt.enabled()) or 'none at all'}"
         )
-    settings = rt.settings.providers[provider_name]
+    chosen = application_for(rt, user_id, provider_name, application)
+    settings = chosen.settings
     if not settings.client_id:
         raise LifeloggerError(
             f"providers.{provider_name}.client_id is not set: {provider.title} has no application"
@@ -140,7 +155,8 @@ def set_out(
     # A grant of theirs that is still to be revoked would take the new one with it, afterwards.
     revoke_waiting(rt, provider_name)
     verifier = secrets.token_urlsafe(48) if provider.pkce else None
-    attempt = Attempt(user_id, provider_name, redirect_uri, state or secrets.token_urlsafe(32), verifier)
+    state = state or secrets.token_urlsafe(32)
+    attempt = Attempt(user_id, provider_name, redirect_uri, state, verifier, chosen.name)
     address = provider.authorize_address(
         settings,
         redirect_uri=redirect_uri,
@@ -148,6 +164,37 @@ def set_out(
         challenge=challenge_of(verifier) if verifier else None,
     )
     return attempt, address
+
+
+def application_for(rt: Runtime, user_id: str, provider: str, asked: str | None = None) -> Application:
+    """The application to connect a user's account to.
+
+    The one that is asked for, or that they are connected to already: their tokens belong to it. Whoever is
+    new goes where there are most requests a day for each connection. Raises `LifeloggerError` when there is
+    none of the name, and `Unavailable` when the budgets cannot be read.
+    """
+    if asked is not None and (unknown := unknown_application(rt, provider, asked)):
+        raise LifeloggerError(f"{provider}: the application {unknown}")
+    every = {each.name: each for each in rt.applications() if each.provider.name == provider}
+    if asked is not None:
+        return every[asked]
+    if len(every) == 1:
+        return every[MAIN]
+    mine = select(Connection.application).where(
+        Connection.user_id == user_id, Connection.provider == provider
+    )
+    with rt.store.read() as db:
+        connected = db.scalar(mine)
+        numbers = counts.of_applications(db, provider)
+    if connected in every:
+        return every[connected]
+    return max(every.values(), key=lambda each: a_day(rt, each) / (numbers.get(each.name, 0) + 1))
+
+
+def a_day(rt: Runtime, application: Application) -> float:
+    """The requests a day that an application may send, by its narrowest window."""
+    windows = rt.budget.windows(application.pools)
+    return min((window.limit * DAY / window.seconds for window in windows), default=math.inf)
 
 
 def come_back(rt: Runtime, attempt: Attempt, query: Mapping[str, str]) -> Connected:
@@ -162,7 +209,7 @@ def come_back(rt: Runtime, attempt: Attempt, query: Mapping[str, str]) -> Connec
         why = "the person did not agree" if why == "access_denied" else f"{why:.100}"
         raise Refused(f"{provider.title} was not connected: {why}")
     grant = _redeem(rt, attempt, query["code"])
-    account = grant.provider_user_id or _account(rt, attempt.provider, grant.access_token)
+    account = grant.provider_user_id or _account(rt, attempt, grant.access_token)
     told = (grant.scopes, split_scopes(query.get("scope")), provider.scopes)
     scopes = next(scopes for scopes in told if scopes is not None)  # none at all is an answer, too
     if not scopes:
@@ -171,6 +218,7 @@ def come_back(rt: Runtime, attempt: Attempt, query: Mapping[str, str]) -> Connec
         line = Line(
             user_id=attempt.user_id,
             provider=attempt.provider,
+            application=attempt.application,
             access_token=SecretStr(grant.access_token),
             refresh_token=SecretStr(grant.refresh_token) if grant.refresh_token else None,
             expires_at=grant.expires_at,
@@ -182,6 +230,7 @@ def come_back(rt: Runtime, attempt: Attempt, query: Mapping[str, str]) -> Connec
         raise Refused(f"{provider.title} sent what cannot be stored: {fields}") from None
     try:
         with rt.store.write() as db:
+            end_former(rt, db, attempt.user_id, attempt.provider, attempt.application)
             new = save(rt, db, line)
     except IntegrityError:  # erased, or connected by somebody else, in this very moment
         raise Refused(
@@ -196,16 +245,17 @@ def connect(
     provider_name: str,
     show: Callable[[str], None],
     *,
+    application: str | None = None,
     port: int = 0,
     seconds: float = 300,
 ) -> Connected:
     """Connect from the command line: `show` gets the address to open; returns when the callback has come.
 
-    Raises as `set_out` and `come_back`, and when nobody comes back in time.
+    `application` as in `set_out`. Raises as `set_out` and `come_back`, and when nobody comes back in time.
     """
     state = secrets.token_urlsafe(32)
     with Callback(state, port) as callback:
-        attempt, address = set_out(rt, user_id, provider_name, callback.address, state)
+        attempt, address = set_out(rt, user_id, provider_name, callback.address, state, application)
         show(address)
         query = callback.wait(seconds)
     return come_back(rt, attempt, query)
@@ -216,18 +266,20 @@ def challenge_of(verifier: str) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
 
 
-def _account(rt: Runtime, name: str, token: str) -> str | None:
+def _account(rt: Runtime, attempt: Attempt, token: str) -> str | None:
     """Whose token it is, for a provider that tells it only when asked."""
 
     def renew(refused: str) -> NoReturn:
         raise SignInAgain("the provider refuses the token that it has just given")
 
-    provider, settings = rt.providers[name], rt.settings.providers[name]
-    return provider.account(Http(provider, settings, rt.settings.http, rt.budget, 0, token, renew, rt.clock))
+    of = rt.application(attempt.provider, attempt.application)
+    http = Http(of.provider, of.settings, rt.settings.http, rt.budget, 0, token, renew, rt.clock)
+    return of.provider.account(http)
 
 
 def _redeem(rt: Runtime, attempt: Attempt, code: str) -> Grant:
-    provider, settings = rt.providers[attempt.provider], rt.settings.providers[attempt.provider]
+    of = rt.application(attempt.provider, attempt.application)
+    provider, settings = of.provider, of.settings
     proof = {} if attempt.verifier is None else {"code_verifier": attempt.verifier}
     reply = call_token_endpoint(
         provider,

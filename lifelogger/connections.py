@@ -12,12 +12,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from sqlalchemy import ColumnElement, and_, bindparam, case, false, func, or_, select, update
 from sqlalchemy import Connection as Database
-from sqlalchemy import bindparam, case, func, select, update
 
 from lifelogger.errors import LifeloggerError
 from lifelogger.providers.base import Event, shown, split_scopes
 from lifelogger.runtime import Runtime
+from lifelogger.settings import MAIN
 from lifelogger.store import Prepared
 from lifelogger.store.models import Connection, Stream, SyncRun, User
 
@@ -49,6 +50,8 @@ class Line(BaseModel):
 
     user_id: str = Field(min_length=1, max_length=200, pattern=PLAIN)
     provider: str
+    application: str | None = None
+    """Whose client id the tokens were given to; None: as the connection has it, or the main one."""
     access_token: SecretStr = Field(min_length=1, max_length=LONGEST_TOKEN)
     refresh_token: SecretStr | None = Field(default=None, max_length=LONGEST_TOKEN)
     expires_at: datetime
@@ -111,6 +114,8 @@ def import_lines(rt: Runtime, lines: Iterable[str]) -> Imported:
             faults.append(
                 f"line {number}: provider: {shown(parsed.provider)} is none of {', '.join(rt.providers)}"
             )
+        elif unknown := unknown_application(rt, parsed.provider, parsed.application or MAIN):
+            faults.append(f"line {number}: application: {unknown}")
         for place in places_of(parsed):
             if place in places:
                 faults.append(
@@ -134,6 +139,13 @@ def import_lines(rt: Runtime, lines: Iterable[str]) -> Imported:
         for each, grant in prepared:
             added += save(rt, db, each, grant)
     return Imported(added, len(wanted) - added)
+
+
+def unknown_application(rt: Runtime, provider: str, name: str) -> str | None:
+    """Why a connection cannot belong to an application of a provider; None when it can."""
+    settings = rt.settings.providers.get(provider)
+    there = (MAIN, *settings.applications) if settings else (MAIN,)
+    return None if name in there else f"{shown(name)} is none of {', '.join(there)}"
 
 
 def field_of(location: tuple[int | str, ...]) -> str:
@@ -228,12 +240,16 @@ def save(rt: Runtime, db: Database, line: Line, grant: dict[str, Any] | None = N
     grant = grant or sealed(rt, line)
     ensure_user(rt, db, line.user_id)
     ended = Connection.status == "needs_reauth"
+    application = func.coalesce(line.application, Connection.application)
     known = db.scalar(
         update(Connection)
         .where(Connection.user_id == line.user_id, Connection.provider == line.provider)
         .values(
             **grant,
             provider_user_id=func.coalesce(line.provider_user_id, Connection.provider_user_id),
+            application=application,
+            # A sync that spends from the other application's budget ends.
+            fence=Connection.fence + case((Connection.application != application, 1), else_=0),
             status_at=case((ended, grant["updated_at"]), else_=Connection.status_at),
             status_change=case((ended, None), else_=Connection.status_change),
         )
@@ -249,6 +265,7 @@ def save(rt: Runtime, db: Database, line: Line, grant: dict[str, Any] | None = N
             user_id=line.user_id,
             provider=line.provider,
             provider_user_id=line.provider_user_id,
+            application=line.application or MAIN,
             # Not from 0: SQLite gives a number that is free again to the next connection, and a sync of the
             # one that is gone must not take it for its own.
             fence=secrets.randbits(40),
@@ -304,11 +321,7 @@ def note_news(rt: Runtime, user_id: str) -> int:
 
 def _note(rt: Runtime, db: Database, user_id: str, now: datetime, at: datetime) -> int:
     """Write down news of now, to be looked at from `at` on."""
-    active = (
-        Connection.user_id == user_id,
-        Connection.status == "active",
-        Connection.provider.in_(list(rt.enabled())),
-    )
+    active = (Connection.user_id == user_id, Connection.status == "active", served(rt))
     noted = db.execute(update(Connection).where(*active).values(news_at=now, news_streams=None)).rowcount
     db.execute(
         update(Connection)
@@ -323,13 +336,27 @@ def _note(rt: Runtime, db: Database, user_id: str, now: datetime, at: datetime) 
     return noted
 
 
+def served(rt: Runtime) -> ColumnElement[bool]:
+    """Whether a connection's application is in the settings, and its provider switched on."""
+    return or_(
+        false(),
+        *(
+            and_(Connection.provider == provider, Connection.application == name)
+            for provider, name in (each.key for each in rt.applications())
+        ),
+    )
+
+
 MOST_NAMED = 10
 """Items of a stream that are remembered and asked for one by one when webhooks name them: anybody can."""
 
 
-def note_hint(db: Database, provider: str, events: Sequence[Event], now: datetime) -> str | None:
+def note_hint(
+    db: Database, provider: str, events: Sequence[Event], now: datetime, application: str = MAIN
+) -> str | None:
     """Write down where webhooks say that there is news of one person; returns the user to send a message for.
 
+    What one application is told of is nothing to the connections of another.
     None: the account is nobody's, or its sync is under way, on its way, or has to wait for its turn: a look
     in a minute is all that hints are worth, since anybody can send those that are not signed. What is
     written down is met by the running sync or by a later tick.
@@ -338,6 +365,7 @@ def note_hint(db: Database, provider: str, events: Sequence[Event], now: datetim
     row = db.execute(
         select(Connection.__table__)
         .where(Connection.provider == provider, Connection.provider_user_id == events[0].owner)
+        .where(Connection.application == application)
         .with_for_update()
     ).first()
     if row is None:
@@ -400,16 +428,17 @@ def narrowed(about: Mapping[str, dict[str, Any]], events: Sequence[Event]) -> di
     return found
 
 
-def under_way(rt: Runtime, provider: str) -> int:
-    """How many connections of a provider are claimed: a message is on its way, or its sync runs."""
+def under_way(rt: Runtime, provider: str, application: str = MAIN) -> int:
+    """How many connections of an application are claimed: a message is on its way, or its sync runs."""
     with rt.store.read() as db:
-        [(claimed,)] = CLAIMED(db, provider=provider, now=rt.clock())
+        [(claimed,)] = CLAIMED(db, provider=provider, application=application, now=rt.clock())
     return int(claimed)
 
 
 CLAIMED = Prepared(
     select(func.count()).where(
         Connection.provider == bindparam("provider"),
+        Connection.application == bindparam("application"),
         Connection.claimed_at.is_not(None),
         Connection.next_sync_at > bindparam("now"),  # else its lease is over, and nobody has heard of it
     )

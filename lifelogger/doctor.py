@@ -16,6 +16,8 @@ from lifelogger import notices, status
 from lifelogger.broker import WORKER_NAME
 from lifelogger.errors import SettingsError
 from lifelogger.runtime import Runtime
+from lifelogger.settings import MAIN, path_of
+from lifelogger.store import counts
 from lifelogger.store.migrate import revisions
 from lifelogger.store.models import Connection, Tick
 
@@ -122,28 +124,50 @@ def security(rt: Runtime) -> Iterator[Finding]:
 def providers(rt: Runtime) -> Iterator[Finding]:
     if not rt.enabled():
         yield Finding("providers", False, "No provider is enabled: set providers.<name>.enabled.")
-    for name, provider in rt.enabled().items():
-        settings = rt.settings.providers[name]
-        if name in rt.settings.simulated:
+    for each in rt.applications():
+        if each.provider.name in rt.settings.simulated:
             yield Finding(
-                name, None, f"{provider.title} is simulated by the sandbox, because it has no client_id."
+                each.path, None, f"{each.title} is simulated by the sandbox, because it has no client_id."
             )
-        elif not settings.client_secret.get_secret_value():
-            yield Finding(
-                name, False, f"providers.{name}.client_secret is not set: tokens cannot be refreshed."
-            )
+        elif not each.settings.client_secret.get_secret_value():
+            table = setting_of(*each.key)
+            yield Finding(each.path, False, f"{table}.client_secret is not set: tokens cannot be refreshed.")
         else:
-            yield Finding(name, True, f"{provider.title} has an application of its own.")
-        hooks = status.webhook_states(rt)[name]
-        yield Finding(name, hooks["ok"], hooks["sentence"])
-        for window in status.budget(rt, name) or []:
+            yield Finding(each.path, True, f"{each.title} has an application of its own.")
+        hooks = status.webhook_states(rt)[each.path]
+        yield Finding(each.path, hooks["ok"], hooks["sentence"])
+        for window in status.budget(rt, *each.key) or []:
             if not window["remaining"] and window["known"]:
                 yield Finding(
-                    name,
+                    each.path,
                     None,
                     f"{window['used']} of {window['limit']} {window['pool']} are spent "
                     f"until {window['end']:%H:%M} UTC.",
                 )
+
+    yield from left_behind(rt)
+
+
+def left_behind(rt: Runtime) -> Iterator[Finding]:
+    """Connections whose application was taken out of the settings."""
+    there = {each.key for each in rt.applications()}
+    with rt.store.read() as db:
+        found = {name: counts.of_applications(db, name) for name in rt.enabled()}
+    for provider, numbers in found.items():
+        for application, number in numbers.items():
+            if (provider, application) not in there:
+                yield Finding(
+                    path_of(provider, application),
+                    False,
+                    f"{status.count(number, 'connection')} of an application that is not in the settings: "
+                    f"nothing is synced of them until [{setting_of(provider, application)}] is back.",
+                )
+
+
+def setting_of(provider: str, application: str) -> str:
+    """The table of an application in the settings."""
+    further = "" if application == MAIN else f".applications.{application}"
+    return f"providers.{provider}{further}"
 
 
 def work(rt: Runtime) -> Iterator[Finding]:

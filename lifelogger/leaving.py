@@ -104,6 +104,19 @@ def end_deauthorised(rt: Runtime, connection_id: int | None = None) -> list[dict
     return [_settle(rt, number) for number in numbers if number is not None]
 
 
+def end_former(rt: Runtime, db: Database, user_id: str, provider: str, application: str) -> None:
+    """Have the grant revoked that a connection has with another application than this.
+
+    In the transaction that brings a new one. The connection and its data stay.
+    """
+    mine = (Connection.user_id == user_id, Connection.provider == provider)
+    row = db.execute(
+        select(Connection.__table__).where(*mine, Connection.application != application).with_for_update()
+    ).first()
+    if row is not None:
+        _put_aside(rt, db, row, _write_receipt(rt, db, _number(), "moved", provider, {}, "pending"))
+
+
 def _is_gone_there(rt: Runtime, connection_id: int) -> bool:
     """Whether the provider says that a grant is gone; else nobody has left, and that is written down."""
     try:
@@ -166,6 +179,7 @@ def _leave(rt: Runtime, db: Database, kind: str, *which: ColumnElement[bool]) ->
             Connection.id,
             Connection.user_id,
             Connection.provider,
+            Connection.application,
             Connection.access_token,
             Connection.refresh_token,
             Connection.token_expires_at,
@@ -218,6 +232,7 @@ def _put_aside(rt: Runtime, db: Database, row: Any, receipt_id: int) -> None:
         insert(Revocation).values(
             receipt_id=receipt_id,
             provider=row.provider,
+            application=row.application,
             connection_id=row.id,
             access_token=row.access_token,
             refresh_token=row.refresh_token,
@@ -264,9 +279,9 @@ def revoke_waiting(rt: Runtime, provider: str | None = None) -> int:
     """Try again what is due, the longest waiting first; returns how many were settled.
 
     For who waits to connect at one `provider`: the last few of it, also those that failed and are not due.
-    A provider that does not answer is left alone for this round.
+    A provider that does not answer an application is left alone by it for this round.
     """
-    query = select(Revocation.id, Revocation.provider)
+    query = select(Revocation.id, Revocation.provider, Revocation.application)
     due = Revocation.next_attempt_at <= rt.clock()
     if provider is None:
         query = query.where(due).order_by(Revocation.next_attempt_at).limit(MOST_AT_ONCE)
@@ -277,10 +292,11 @@ def revoke_waiting(rt: Runtime, provider: str | None = None) -> int:
         waiting = db.execute(query).all()
     settled, away = 0, set()
     for row in waiting:
-        if row.provider not in away:
+        whose = (row.provider, row.application)
+        if whose not in away:
             done = _attempt(rt, row.id, at_once=provider is not None)
             settled += done
-            away |= set() if done else {row.provider}
+            away |= set() if done else {whose}
     if waiting or provider is None:  # every round: a reader may have kept what was deleted in the last one
         rt.store.scrub()
     return settled
@@ -345,8 +361,9 @@ def _take(rt: Runtime, revocation_id: int, at_once: bool) -> Grip | None:
             select(Receipt.number, Receipt.revocation).where(Receipt.id == row.receipt_id)
         ).one()
     held = Held(
-        row.connection_id, row.provider, row.access_token, row.refresh_token, row.token_expires_at, None
-    )
+        row.connection_id, row.provider, row.application, row.access_token, row.refresh_token,
+        row.token_expires_at, None,
+    )  # fmt: skip
     return Grip(row.id, row.receipt_id, held, row.attempts, row.created_at, said.number, said.revocation)
 
 
@@ -364,6 +381,7 @@ def _revoke(rt: Runtime, grip: Grip) -> str:
         return "done"  # ended by the person, at the provider
     if provider is None or settings is None or not settings.revoke_url:
         return "not_offered"
+    settings = rt.application(held.provider, held.application).settings
     renewed = False
     if provider.revokes_access and held.token_expires_at - NEARLY_EXPIRED <= rt.clock():
         try:

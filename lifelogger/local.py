@@ -21,7 +21,7 @@ from lifelogger.errors import LifeloggerError
 from lifelogger.http import NO_PROXY
 from lifelogger.planner import AGAIN
 from lifelogger.runtime import Runtime
-from lifelogger.settings import Settings
+from lifelogger.settings import MAIN, Settings
 from lifelogger.store.models import Connection, SyncRun, Tick
 from lifelogger.supervisor import Part, Tree, refuse_occupied
 
@@ -307,13 +307,22 @@ class Reporter:
         }
         title = self.rt.providers[provider].title if provider in self.rt.providers else provider
         windows = ", ".join(
-            f"{window['used']} of {window['limit']} {window['pool']} until {window['end']:%H:%M}"
-            for window in (status.budget(self.rt, provider) or [])
+            f"{window['used']} of {window['limit']} {window['pool']}{of} until {window['end']:%H:%M}"
+            for of, windows in self._windows(provider)
+            for window in windows
             if window["seconds"] < 86400
         )
         syncs = status.count(sum(row.runs for row in rows), "sync")
         cost = status.count(sums["requests"], "request") + (f" ({windows})" if windows else "")
         return f"{title}: {syncs} ({outcomes}); {status.brought(sums)}; {cost}"
+
+    def _windows(self, provider: str) -> list[tuple[str, list[dict[str, Any]]]]:
+        """The budget of each application, by what is added to name it: nothing of the main one."""
+        every = [each for each in self.rt.applications() if each.provider.name == provider]
+        return [
+            ("" if each.name == MAIN else f" of {each.name}", status.budget(self.rt, *each.key) or [])
+            for each in every
+        ]
 
     def _settled(self, db: Any) -> bool:
         """Whether nothing that was planned is still to come."""

@@ -1,9 +1,9 @@
-"""How a provider's requests are spent over a day: at one price, found on a sample of its connections.
+"""How an application's requests are spent over a day: at one price, found on a sample of its connections.
 
 Everybody's polls are planned at the same price (`lifelogger.timing`), so the price decides how many requests
 a day they come to. Once an hour a tick asks a sample of connections how many polls they are worth at the
 price in force, by hour of the day, and moves it towards the one at which they want what the windows offer. So
-its cost does not grow with the number of connections, and nothing but a row for each provider is kept.
+its cost does not grow with the number of connections, and nothing but a row for each application is kept.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import func, select, update
+from sqlalchemy import func, literal, select, update
 
 from lifelogger.budget import Window
 from lifelogger.habits import DAY, HOUR, LEAST_KNOWN_DAYS, Crowd, Habits, spread
 from lifelogger.runtime import Runtime
+from lifelogger.settings import MAIN, path_of
 from lifelogger.store.models import Connection
 from lifelogger.store.models import Pace as Stored
 from lifelogger.timing import next_polls
@@ -32,7 +33,9 @@ PRICED_EVERY = timedelta(hours=1)
 SAMPLE = 100
 """Connections that are asked each time."""
 LOOKED_AT = 500
-"""Numbers of connections that are drawn: not all of them are this provider's."""
+"""Numbers of connections that are drawn at a time: not all of them are this application's ..."""
+MOST_DRAWS = 20
+"""... and so often at most, until enough of them are."""
 AFRESH = 2.0
 """Wanting so many times more or less than is offered has the price found anew, not moved."""
 STIFFNESS = 0.3
@@ -51,7 +54,7 @@ DEAF = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """The columns of `store.models.Pace`, but for the provider; the defaults hold until it is priced."""
+    """The columns of `store.models.Pace`, but for whose it is; the defaults hold until it is priced."""
 
     price: float = 0.0
     rate: float = 1.0
@@ -94,9 +97,10 @@ def of(row: Any) -> Pace:
     )
 
 
-def read(db: Database, provider: str) -> Pace:
-    """How a provider's requests are spent now."""
-    return of(db.execute(select(*COLUMNS).where(Stored.provider == provider)).first())
+def read(db: Database, provider: str, application: str = MAIN) -> Pace:
+    """How an application's requests are spent now."""
+    mine = (Stored.provider == provider, Stored.application == application)
+    return of(db.execute(select(*COLUMNS).where(*mine)).first())
 
 
 def next_poll(
@@ -123,12 +127,13 @@ def unknown(now: datetime) -> Habits:
     return Habits(at - LEAST_KNOWN_DAYS * DAY, at)
 
 
-def heard(db: Database, provider: str, now: datetime) -> None:
+def heard(db: Database, provider: str, now: datetime, application: str = MAIN) -> None:
     """Note that a webhook has brought us to news: once a minute is enough."""
     db.execute(
         update(Stored)
         .where(
             Stored.provider == provider,
+            Stored.application == application,
             func.coalesce(Stored.heard_at, _LONG_AGO) < now - timedelta(minutes=1),
         )
         .values(heard_at=now, deaf=False)
@@ -143,7 +148,7 @@ _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Some connections of a provider, and how many there are for each of them."""
+    """Some connections of an application, and how many there are for each of them."""
 
     connections: list[tuple[Habits, datetime | None]]
     """What is known of each, and when it is due; None: it is not polled."""
@@ -160,22 +165,25 @@ def offer(windows: Sequence[Window]) -> float:
     return max(1.0, min(spare, default=math.inf))
 
 
-def price(rt: Runtime, provider: str, windows: Sequence[Window], now: datetime) -> Pace:
+def price(
+    rt: Runtime, provider: str, windows: Sequence[Window], now: datetime, application: str = MAIN
+) -> Pace:
     """The pace in force, priced anew if its hour is over."""
     with rt.store.read() as db:
-        pace = read(db, provider)
+        pace = read(db, provider, application)
         if pace.priced_at is not None and now - pace.priced_at < PRICED_EVERY:
             return pace
-        sample = drawn(db, provider, now)
-        if put_off(db, provider):  # webhooks come: what is missing is requests
+        sample = drawn(db, provider, now, application)
+        if put_off(db, provider, application):  # webhooks come: what is missing is requests
             pace = replace(pace, heard_at=now)
-    about, endpoints = rt.providers[provider], rt.settings.providers[provider]
-    cost = max(1, about.poll_cost(endpoints))
+    mine = rt.application(provider, application)
+    cost = max(1, mine.provider.poll_cost(mine.settings))
     pace = priced(pace, sample, offer(windows), cost, interval(rt), rt.settings.sync.longest_days, now)
     values = {key: each for key, each in asdict(pace).items() if key != "heard_at"}
-    statement = rt.store.insert(Stored.__table__).values(provider=provider, **values)
+    row = {"provider": provider, "application": application, **values}
+    statement = rt.store.insert(Stored.__table__).values(row)
     with rt.store.write() as db:
-        db.execute(statement.on_conflict_do_update(index_elements=["provider"], set_=values))
+        db.execute(statement.on_conflict_do_update(index_elements=["provider", "application"], set_=values))
     return pace
 
 
@@ -183,25 +191,40 @@ def interval(rt: Runtime) -> timedelta:
     return timedelta(seconds=rt.settings.sync.interval_seconds)
 
 
-def drawn(db: Database, provider: str, now: datetime) -> Sample:
-    """A sample by number of the row, so that it costs the same of a thousand and of a million."""
-    low, high = db.execute(select(func.min(Connection.id), func.max(Connection.id))).one()
-    if low is None:
+def drawn(db: Database, provider: str, now: datetime, application: str = MAIN) -> Sample:
+    """A sample by number of the row, so that it costs the same of a thousand and of a million.
+
+    Of few all are known: among very many others hardly one would be drawn.
+    """
+    mine = (
+        Connection.provider == provider,
+        Connection.application == application,
+        # Written out: a parameter does not tell a database that its partial index fits.
+        Connection.status == literal("active", literal_execute=True),
+    )
+    few = db.scalars(select(Connection.id).where(*mine).limit(LOOKED_AT)).all()
+    if not few:
         return Sample([], 1)
-    dice = random.Random(f"{provider} {now.isoformat()}")
-    span = high - low + 1
-    ids = dice.sample(range(low, high + 1), min(LOOKED_AT, span))
-    rows = db.execute(
-        select(Connection.habits, Connection.next_sync_at, Connection.claimed_at)
-        .where(Connection.id.in_(ids), Connection.provider == provider, Connection.status == "active")
-        .order_by(Connection.id)
-    ).all()
+    dice = random.Random(f"{path_of(provider, application)} {now.isoformat()}")
+    among = few
+    if len(few) == LOOKED_AT:
+        low, high = db.execute(select(func.min(Connection.id), func.max(Connection.id))).one()
+        among = range(low, high + 1)
+    seen = select(Connection.habits, Connection.next_sync_at, Connection.claimed_at).where(*mine)
+    rows: list[Any] = []
+    looked = 0
+    for _ in range(MOST_DRAWS):
+        ids = dice.sample(among, min(LOOKED_AT, len(among)))
+        rows += db.execute(seen.where(Connection.id.in_(ids)).order_by(Connection.id)).all()
+        looked += len(ids)
+        if len(rows) >= SAMPLE or looked >= len(among):
+            break
     chosen = dice.sample(rows, min(SAMPLE, len(rows)))
     found = [
         (Habits.unpack(row.habits) or unknown(now), now if row.claimed_at else row.next_sync_at)
         for row in chosen
     ]
-    return Sample(found, span / len(ids) * len(rows) / max(1, len(chosen)))
+    return Sample(found, len(among) / looked * len(rows) / max(1, len(chosen)))
 
 
 def priced(
@@ -297,11 +320,12 @@ def announced(pace: Pace, sample: Sample, now: datetime) -> list[float]:
     return found
 
 
-def put_off(db: Database, provider: str) -> bool:
+def put_off(db: Database, provider: str, application: str = MAIN) -> bool:
     """Whether something that a webhook told of waits for its budget."""
+    mine = (Connection.provider == provider, Connection.application == application)
     known = (Connection.next_sync_at.is_not(None), Connection.news_at.is_not(None))  # as the index has them
     told = (Connection.news_streams.is_not(None), Connection.wait_reason.is_not(None))
-    query = select(Connection.id).where(Connection.provider == provider, *known, *told).limit(1)
+    query = select(Connection.id).where(*mine, *known, *told).limit(1)
     return db.execute(query).first() is not None
 
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain, zip_longest
 
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy import Connection as Database
-from sqlalchemy import select, update
 
 from lifelogger import pacing
 from lifelogger import runtime as processwide
@@ -40,7 +40,7 @@ AGAIN = "plan_again"
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """How many connections of a provider may be planned now."""
+    """How many connections of an application may be planned now."""
 
     news: int
     """Where somebody knows of news: all that the windows have left."""
@@ -68,7 +68,7 @@ def tick(
     """
     rt = runtime or processwide.runtime()
     now = rt.clock()
-    allowances = {provider: allowance(rt, provider, now) for provider in rt.enabled()}
+    allowances = {each.key: allowance(rt, *each.key, now) for each in rt.applications()}
     with rt.store.write() as db:
         # One transaction with the claims: a tick that dies before it is redelivered and made good.
         fired = db.execute(
@@ -98,15 +98,13 @@ def serve_news(send: Callable[[str], object], *, runtime: Runtime | None = None)
     with rt.store.read() as db:
         news = (Connection.next_sync_at <= now, Connection.news_at.is_not(None))
         waiting = [
-            provider
-            for provider in rt.enabled()
-            if db.execute(
-                select(Connection.id).where(Connection.provider == provider, *news).limit(1)
-            ).first()
+            each.key
+            for each in rt.applications()
+            if db.execute(select(Connection.id).where(*belongs(*each.key), *news).limit(1)).first()
         ]
     if not waiting:
         return 0
-    allowances = {provider: Allowance(allowance(rt, provider, now).news, 0) for provider in waiting}
+    allowances = {key: Allowance(allowance(rt, *key, now).news, 0) for key in waiting}
     with rt.store.write() as db:
         users = claim(rt, db, allowances, now)
     for user_id in users:
@@ -114,15 +112,24 @@ def serve_news(send: Callable[[str], object], *, runtime: Runtime | None = None)
     return len(users)
 
 
-def claim(rt: Runtime, db: Database, allowances: dict[str, Allowance], now: datetime) -> list[str]:
+def belongs(provider: str, application: str) -> tuple[ColumnElement[bool], ...]:
+    """Whether a connection is an application's."""
+    return Connection.provider == provider, Connection.application == application
+
+
+def claim(
+    rt: Runtime, db: Database, allowances: Mapping[tuple[str, str], Allowance], now: datetime
+) -> list[str]:
     """Claim the connections that may be synced now; return their users, each once.
 
-    News first, of all providers in turn: nobody's only connection stands behind all of another provider's.
+    Allowances are by provider and application. News first, of all in turn: nobody's only connection stands
+    behind all of another provider's.
     """
     lines: list[tuple[list[str], list[str]]] = []
     lease, interval = timedelta(seconds=rt.settings.sync.lease_seconds), pacing.interval(rt)
-    for provider, allowed in allowances.items():
-        due = (Connection.provider == provider, Connection.next_sync_at <= now)
+    for key, allowed in allowances.items():
+        mine = belongs(*key)
+        due = (*mine, Connection.next_sync_at <= now)
         news = db.scalars(
             select(Connection.id)
             .where(*due, Connection.news_at.is_not(None))
@@ -137,7 +144,7 @@ def claim(rt: Runtime, db: Database, allowances: dict[str, Allowance], now: date
             .limit(max(0, min(allowed.background, allowed.news - len(news))))
             .with_for_update(skip_locked=True)
         ).all()
-        stale = [*stale, *early(db, provider, allowed.early - len(news) - len(stale), interval, now)]
+        stale = [*stale, *early(db, mine, allowed.early - len(news) - len(stale), interval, now)]
         chosen = [*news, *stale]
         if not chosen:
             continue
@@ -156,8 +163,10 @@ def claim(rt: Runtime, db: Database, allowances: dict[str, Allowance], now: date
     return list(dict.fromkeys(user for turn in chain(*turns) for user in turn if user is not None))
 
 
-def early(db: Database, provider: str, number: int, interval: timedelta, now: datetime) -> list[int]:
-    """The connections that are due soonest of those that are not yet, and may be polled all the same.
+def early(
+    db: Database, mine: Sequence[ColumnElement[bool]], number: int, interval: timedelta, now: datetime
+) -> list[int]:
+    """The connections among those that are `mine` that are due soonest, and may be polled although not yet.
 
     Not those that a sync has or waits for, nor whom we looked at within the interval.
     """
@@ -171,7 +180,7 @@ def early(db: Database, provider: str, number: int, interval: timedelta, now: da
             Connection.wait_reason,
             Connection.last_sync_at,
         )
-        .where(Connection.provider == provider, Connection.next_sync_at > now, Connection.news_at.is_(None))
+        .where(*mine, Connection.next_sync_at > now, Connection.news_at.is_(None))
         .order_by(Connection.next_sync_at)
         .limit(number * LOOKED_AT)
         .with_for_update(skip_locked=True)
@@ -186,22 +195,20 @@ def early(db: Database, provider: str, number: int, interval: timedelta, now: da
     return free[:number]
 
 
-def allowance(rt: Runtime, provider: str, now: datetime) -> Allowance:
-    """What the provider's windows leave for this tick, less what earlier plans have yet to spend.
+def allowance(rt: Runtime, provider: str, application: str, now: datetime) -> Allowance:
+    """What the application's windows leave for this tick, less what earlier plans have yet to spend.
 
     Nothing when Redis cannot tell.
     """
-    about, endpoints = rt.providers[provider], rt.settings.providers[provider]
-    pools = about.shared_pools(endpoints)
-    settings = rt.settings
+    mine = rt.application(provider, application)
     try:
-        windows = rt.budget.windows(pools, leave_share=settings.schedule.reserve)
+        windows = rt.budget.windows(mine.pools, leave_share=rt.settings.schedule.reserve)
     except Unavailable:
-        log.warning("%s: no plan: its budget cannot be read", provider)
+        log.warning("%s: no plan: its budget cannot be read", mine.path)
         return Allowance(0, 0)
-    pace = pacing.price(rt, provider, windows, now)
-    left = allowed(windows, now, pacing.interval(rt), about.poll_cost(endpoints), pace)
-    claimed = under_way(rt, provider)
+    pace = pacing.price(rt, provider, windows, now, application)
+    left = allowed(windows, now, pacing.interval(rt), mine.provider.poll_cost(mine.settings), pace)
+    claimed = under_way(rt, provider, application)
     return Allowance(*(max(0, each - claimed) for each in (left.news, left.background, left.early)))
 
 

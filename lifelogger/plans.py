@@ -12,8 +12,8 @@ from lifelogger import pacing, planner
 from lifelogger.errors import Unavailable
 from lifelogger.habits import DAY, HOUR, Habits
 from lifelogger.pacing import Pace
-from lifelogger.runtime import Runtime
-from lifelogger.status import CONNECTION, count, moment, sentence
+from lifelogger.runtime import Application, Runtime
+from lifelogger.status import CONNECTION, count, explained, left_behind, moment
 from lifelogger.store.models import Connection
 from lifelogger.timing import ANNOUNCED
 
@@ -24,18 +24,21 @@ MOST_NAMED = 20
 
 
 def overall(rt: Runtime) -> dict[str, Any]:
-    """For each provider: the price of a request, what the next ticks may spend, and whom they take first."""
+    """For each provider: the price of a request, what the next ticks may spend, and whom they take first.
+
+    Further applications have plans of their own, by path.
+    """
     now = rt.clock()
-    return {"now": now, "providers": {name: of_provider(rt, name, now) for name in rt.enabled()}}
+    return {"now": now, "providers": {each.path: of_application(rt, each, now) for each in rt.applications()}}
 
 
-def of_provider(rt: Runtime, name: str, now: datetime) -> dict[str, Any]:
-    """One provider's plan, in plain values; its `allowed` is None when Redis does not answer."""
-    about, endpoints = rt.providers[name], rt.settings.providers[name]
+def of_application(rt: Runtime, application: Application, now: datetime) -> dict[str, Any]:
+    """One application's plan, in plain values; its `allowed` is None when Redis does not answer."""
+    about, endpoints = application.provider, application.settings
     interval = pacing.interval(rt)
-    mine = (Connection.provider == name, Connection.next_sync_at.is_not(None))
+    mine = (*planner.belongs(*application.key), Connection.next_sync_at.is_not(None))
     with rt.store.read() as db:
-        pace = pacing.read(db, name)
+        pace = pacing.read(db, *application.key)
         news = db.scalars(
             select(Connection.next_sync_at)
             .where(*mine, Connection.news_at.is_not(None), Connection.next_sync_at <= now)
@@ -56,7 +59,7 @@ def of_provider(rt: Runtime, name: str, now: datetime) -> dict[str, Any]:
             .limit(MOST_COUNTED)
         ).all()
     try:
-        windows = rt.budget.windows(about.shared_pools(endpoints), leave_share=rt.settings.schedule.reserve)
+        windows = rt.budget.windows(application.pools, leave_share=rt.settings.schedule.reserve)
         left = planner.allowed(windows, now, interval, about.poll_cost(endpoints), pace)
         allowed = {"news": left.news, "polls": left.background, "early": left.early}
         held = max((window.held for window in windows), default=0)
@@ -64,7 +67,7 @@ def of_provider(rt: Runtime, name: str, now: datetime) -> dict[str, Any]:
         allowed, held = None, None
     ends = [now + interval * tick for tick in range(TICKS_SHOWN + 1)]
     return {
-        "title": about.title,
+        "title": application.title,
         "sentence": spending(pace, interval),
         "price_hours": pace.price,
         "requests_offered_a_day": pace.offered,
@@ -113,9 +116,9 @@ def of_user(rt: Runtime, user_id: str) -> list[dict[str, Any]]:
             .where(Connection.user_id == user_id)
             .order_by(Connection.provider)
         ).all()
-        paces = {row.provider: pacing.read(db, row.provider) for row in rows}
+        paces = {row.id: pacing.read(db, row.provider, row.application) for row in rows}
     for row in rows:
-        pace, habits = paces[row.provider], Habits.unpack(row.habits)
+        pace, habits = paces[row.id], Habits.unpack(row.habits)
         known = None
         if habits is not None:
             day, week = habits.day(pace.crowd), habits.week()
@@ -142,8 +145,9 @@ def why(rt: Runtime, pace: Pace, row: Mapping[Any, Any], now: datetime) -> str:
     """Why a connection is polled when it is."""
     due: datetime | None = row["next_sync_at"]
     waits = row["wait_reason"] and due is not None and due > now
+    waits = waits or left_behind(rt, row)
     if row["status"] != "active" or waits or row["claimed_at"] is not None or due is None:
-        return sentence(row, now)
+        return explained(rt, row, now)
     if row["news_at"] is not None:
         return f"There is news of {moment(row['news_at'], now)}: it goes before all polls."
     habits = Habits.unpack(row["habits"])

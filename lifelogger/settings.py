@@ -16,7 +16,7 @@ import pkgutil
 import re
 import tomllib
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -169,6 +169,7 @@ Secrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_listed)]
 SigningSecrets = Annotated[tuple[SecretStr, ...], BeforeValidator(_listed), AfterValidator(_signing)]
 Budgets = Annotated[tuple[Annotated[str, AfterValidator(_budget)], ...], BeforeValidator(_listed)]
 Cron = Annotated[str, AfterValidator(_cron)]
+Project = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]*$")]
 WebUrl = Annotated[str, _url("https", "http"), AfterValidator(_web_address)]
 Host = Annotated[str, Field(min_length=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -307,8 +308,31 @@ class Sandbox(Section):
     seed: int = 1
 
 
+MAIN = "main"
+"""What the application of a provider's own table is called, where there are others."""
+_APPLICATION = re.compile("(?=.{1,50}$)[a-z0-9]+(_[a-z0-9]+)*")  # as it can be in a variable and an address
+
+
+def path_of(provider: str, application: str) -> str:
+    """How an application is named in addresses and messages: `PROVIDER`, or `PROVIDER/NAME`."""
+    return provider if application == MAIN else f"{provider}/{application}"
+
+
+class Application(Section):
+    """One more application at a provider: what says who it is. A budget that is None is the provider's."""
+
+    client_id: Annotated[str, Field(min_length=1)]
+    client_secret: SecretStr = SecretStr("")
+    budget: Budgets | None = None
+    overall_budget: Budgets | None = None
+    user_budget: Budgets | None = None
+    webhook_secret: SecretStr = SecretStr("")
+    project: Project = ""
+    service_account: SecretStr = SecretStr("")
+
+
 class ProviderSettings(Section):
-    """One provider's application, addresses and request budgets.
+    """One provider's application, addresses and request budgets; further applications have tables in it.
 
     One that is enabled without a `client_id` and with the default addresses is *simulated*: it speaks to the
     sandbox.
@@ -327,8 +351,59 @@ class ProviderSettings(Section):
     extra_streams: Strings = ()
     webhook_secret: SecretStr = SecretStr("")
     webhook_keys_url: WebUrl = ""
-    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]*$")] = ""
+    project: Project = ""
     service_account: SecretStr = SecretStr("")
+    applications: dict[str, Application] = {}
+
+    _application: str = PrivateAttr(default=MAIN)
+
+    @property
+    def application(self) -> str:
+        """The name of the application that these are the settings of."""
+        return self._application
+
+    @property
+    def suffix(self) -> str:
+        """What names this application behind its provider; empty for the main one, as in `path_of`."""
+        return path_of("", self._application)
+
+    def of(self, application: str) -> ProviderSettings | None:
+        """What holds for one of its applications; None: there is none of that name."""
+        if application == self._application:
+            return self
+        own = self.applications.get(application)
+        if own is None:
+            return None
+        values = {key: value for key, value in own if value is not None}
+        found = self.model_copy(update={**values, "applications": {}})
+        found._application = application
+        return found
+
+    @field_validator("applications")
+    @classmethod
+    def _names(cls, value: dict[str, Application]) -> dict[str, Application]:
+        for name in value:
+            if name == MAIN or not _APPLICATION.fullmatch(name):
+                raise ValueError(
+                    f"{name!r:.60} cannot name an application: lower-case letters, digits and single _ can, "
+                    f"but not {MAIN}, which is the one of the table above it"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _an_application_each(self) -> ProviderSettings:
+        """A budget is counted by client id: two applications with one would each think that it is theirs."""
+        if self.applications and not self.client_id:
+            raise ValueError("client_id must be set, that of the main application, where there are others")
+        whose = {self.client_id: "the main application"}
+        for name, each in self.applications.items():
+            if each.client_id in whose:
+                raise ValueError(
+                    f"applications.{name}.client_id = {each.client_id!r:.80} must be another than that of "
+                    f"{whose[each.client_id]}"
+                )
+            whose[each.client_id] = f"applications.{name}"
+        return self
 
     @model_validator(mode="after")
     def _complete(self) -> ProviderSettings:
@@ -409,7 +484,11 @@ def _keys() -> dict[KeyPath, FieldInfo]:
             found |= {(section, key): info for key, info in field.annotation.model_fields.items()}
     for name in sorted(known_providers()):
         found |= {("providers", name, key): info for key, info in ProviderSettings.model_fields.items()}
+        del found["providers", name, "applications"]  # the user names them: `_Layers.know` adds their keys
     return found
+
+
+_OF_APPLICATION = re.compile(f"{PREFIX}PROVIDERS__(.+?)__APPLICATIONS__(.+?)__.+")
 
 
 def _is_secret(field: FieldInfo) -> bool:
@@ -430,11 +509,26 @@ class _Layers:
 
     def __init__(self) -> None:
         self.keys = _keys()
-        self.tables = {key[:length] for key in self.keys for length in range(len(key) + 1)}
+        self.tables: set[KeyPath] = set()
         """What begins the path of a key, a whole one too."""
+        self._begin(self.keys)
         self.merged: dict[str, Any] = {}
         self.origin: dict[KeyPath, str] = {}
         self.faults: list[str] = []
+
+    def _begin(self, keys: Iterable[KeyPath]) -> None:
+        self.tables |= {key[:length] for key in keys for length in range(len(key) + 1)}
+
+    def know(self, provider: str, application: str) -> None:
+        """Expect the keys of an application, whose name somebody chose."""
+        table = ("providers", provider, "applications", application)
+        if table[:2] in self.tables and table not in self.tables:
+            keys: dict[KeyPath, FieldInfo] = {
+                (*table, key): info for key, info in Application.model_fields.items()
+            }
+            self._begin(keys)
+            self.keys |= keys
+            self._put(table, {}, "")  # one that says nothing is missed all the same
 
     def add_file(self, path: Path) -> None:
         try:
@@ -444,6 +538,8 @@ class _Layers:
         except ValueError as error:  # TOML or UTF-8 that is none
             self.faults.append(f"{path}: is not valid TOML: {error}")
         else:
+            for provider, name in _applications(table):
+                self.know(provider, name)
             for key, value in self._leaves(table, ()):
                 self._add_from_file(key, value, path)
 
@@ -460,11 +556,19 @@ class _Layers:
         is_table = path in self.tables
         if path in self.keys or (is_table and not isinstance(value, dict)):
             self._put(path, value, str(file))
-        elif not is_table:
+        elif is_table:
+            return
+        elif path[2:3] == ("applications",) and path[:2] in self.tables and len(path) < 5:
+            wanted = f"must be the table of an application: [{'.'.join(path[:3])}.NAME]"
+            self.faults.append(f"{'.'.join(path)} ({file}): {wanted}")
+        else:
             names = [".".join(key) for key in self.keys]
             self.faults.append(f"{'.'.join(path)} ({file}): no such setting: {_near('.'.join(path), names)}")
 
     def add_environment(self, environ: Mapping[str, str]) -> None:
+        for name in sorted(environ):
+            if found := _OF_APPLICATION.fullmatch(name):
+                self.know(found[1].lower(), found[2].lower())
         variables = {_variable(path): path for path in self.keys}
         files = {f"{_variable(path)}_FILE": path for path, field in self.keys.items() if _is_secret(field)}
         for name, value in sorted(environ.items()):
@@ -493,7 +597,8 @@ class _Layers:
                 table[key] = {}
             table = table[key]
         table[path[-1]] = value
-        self.origin[path] = origin
+        if origin:
+            self.origin[path] = origin
 
     def explain(self, location: tuple[int | str, ...], message: str, value: Any) -> str:
         """One fault as a line: the key, its value unless it may be a secret, its origin, what is allowed."""
@@ -506,7 +611,18 @@ class _Layers:
         )
         origin = f" ({self.origin[path]})" if path in self.origin else ""
         message = message.removeprefix("Value error, ").replace("Input should be", "must be", 1)
+        message = message.replace("Field required", "must be set")
         return f"{'.'.join(path)}{shown}{origin}: {message}"
+
+
+def _applications(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The provider and the name of each table of an application in a file."""
+    providers = table.get("providers")
+    for provider, keys in providers.items() if isinstance(providers, dict) else ():
+        found = keys.get("applications") if isinstance(keys, dict) else None
+        for name, value in found.items() if isinstance(found, dict) else ():
+            if isinstance(value, dict):
+                yield provider, name
 
 
 def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:

@@ -21,6 +21,7 @@ from lifelogger.errors import Unavailable
 from lifelogger.planner import AGAIN
 from lifelogger.providers.base import Pool
 from lifelogger.runtime import Runtime
+from lifelogger.settings import MAIN
 from lifelogger.store import counts, feed
 from lifelogger.store.models import Connection, Endpoint, Quarantined, Record, Stream, SyncRun, Tick, User
 
@@ -60,6 +61,7 @@ def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
             "records": found.records,
             "webhooks": hooks[name],
             "budget": budget(rt, name) if budgets else None,
+            "applications": applications(rt, name, found, hooks, budgets),
             "last_sync": found.last_sync,
             "waiting": found.waiting,
             "waits": [asdict(wait) for wait in found.waits],
@@ -78,12 +80,45 @@ def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
     }
 
 
+def applications(
+    rt: Runtime, provider: str, found: counts.OfProvider, hooks: Mapping[str, Any], budgets: bool = True
+) -> list[dict[str, Any]]:
+    """How each application of a provider stands, where there are several; nothing where there is one.
+
+    One that has connections and is not in the settings any more is among them: `budget` and `webhooks` are
+    None then.
+    """
+    there = {each.name: each for each in rt.applications() if each.provider.name == provider}
+    names = list(dict.fromkeys((*there, *sorted(found.applications))))
+    states = []
+    for name in names if len(names) > 1 else ():
+        number = found.applications.get(name, 0)
+        known = name in there
+        sentence = f"{count(number, 'connection')}{'.' if known else f': {NOT_THERE}'}"
+        states.append(
+            {
+                "name": name,
+                "connections": number,
+                "budget": budget(rt, provider, name) if known and budgets else None,
+                "webhooks": hooks[there[name].path] if known else None,
+                "sentence": sentence,
+            }
+        )
+    return states
+
+
+NOT_THERE = "waiting until it is in the settings again."
+
+
 def webhook_states(rt: Runtime) -> dict[str, dict[str, Any]]:
-    """What each enabled provider tells us by itself. `ok` None: nothing, so polling alone brings the news."""
+    """What we are told without asking, by path of the application; of a main one that is the provider's name.
+
+    `ok` None: nothing, so polling alone brings the news.
+    """
     known, found = webhooks.known(rt), {}
-    for name, provider in rt.enabled().items():
-        row, address = known.get(name, {}), webhooks.callback(rt, name)
-        topics = provider.webhook_topics(rt.settings.providers[name])
+    for each_of in rt.applications():
+        row, address = known.get(each_of.path, {}), webhooks.callback(rt, *each_of.key)
+        topics = each_of.provider.webhook_topics(each_of.settings)
         alive = {
             each["topic"]
             for each in row.get("subscriptions", ())
@@ -96,7 +131,8 @@ def webhook_states(rt: Runtime) -> dict[str, dict[str, Any]]:
             "subscribed": there,
             **{key: row.get(key) for key in ("checked_at", "heard_at", "fault")},
         }
-        mends = f"`lifelogger webhooks subscribe {name}`"
+        which = "" if each_of.name == MAIN else f" --application {each_of.name}"
+        mends = f"`lifelogger webhooks subscribe {each_of.provider.name}{which}`"
         ok: bool | None = None
         if not topics:
             sentence = "No webhooks with these settings: docs/webhooks.md says what they need."
@@ -114,7 +150,7 @@ def webhook_states(rt: Runtime) -> dict[str, dict[str, Any]]:
             heard = row["heard_at"]
             last = f"the last event came at {moment(heard, rt.clock())}" if heard else "no event has come yet"
             ok, sentence = True, f"Webhooks: {count(len(topics), 'subscription')}, {last}."
-        found[name] = {"ok": ok, **state, "sentence": sentence}
+        found[each_of.path] = {"ok": ok, **state, "sentence": sentence}
     return found
 
 
@@ -164,9 +200,9 @@ def endpoint_sentence(endpoint: Mapping[str, Any], now: datetime) -> str:
     return since.strip() or "Up to date."
 
 
-def budget(rt: Runtime, provider: str) -> list[dict[str, Any]] | None:
-    """The windows of a provider's budget, those of the whole application; None: Redis does not answer."""
-    pools = rt.providers[provider].shared_pools(rt.settings.providers[provider])
+def budget(rt: Runtime, provider: str, application: str = MAIN) -> list[dict[str, Any]] | None:
+    """The windows of a budget, those of the whole application; None: Redis does not answer."""
+    pools = rt.application(provider, application).pools
     try:
         return [of_window(window) for window in rt.budget.windows(pools)]
     except Unavailable:
@@ -282,6 +318,7 @@ CONNECTION = (
     Connection.id,
     Connection.user_id,
     Connection.provider,
+    Connection.application,
     Connection.provider_user_id,
     Connection.status,
     Connection.status_reason,
@@ -301,7 +338,22 @@ CONNECTION = (
 def of_connection(rt: Runtime, row: Mapping[Any, Any]) -> dict[str, Any]:
     """One connection in plain values, with its state as a sentence."""
     shown = {column.key: row[column.key] for column in CONNECTION if column.key != "id"}
-    return {**shown, "sentence": sentence(shown, rt.clock())}
+    return {**shown, "sentence": explained(rt, shown, rt.clock())}
+
+
+def explained(rt: Runtime, connection: Mapping[Any, Any], now: datetime) -> str:
+    """The state of a connection under these settings, for a person."""
+    left = connection["status"] == "active" and left_behind(rt, connection)
+    return left or sentence(connection, now)
+
+
+def left_behind(rt: Runtime, connection: Mapping[Any, Any]) -> str | None:
+    """Why no tick takes a connection under these settings; None: they have its application."""
+    try:
+        rt.application(connection["provider"], connection["application"])
+    except Unavailable as missing:
+        return f"Waiting: {missing}. It goes on when that is back."
+    return None
 
 
 def sentence(connection: Mapping[str, Any], now: datetime) -> str:

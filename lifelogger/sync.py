@@ -127,7 +127,7 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
     asked = trigger not in ("tick", "news")
     lookback = timedelta(days=rt.settings.sync.lookback_days)
     with rt.store.write() as db:
-        rows = taking(tuple(rt.enabled()), asked)(db, **values)
+        rows = taking(tuple(each.key for each in rt.applications()), asked)(db, **values)
         found = []
         for row in sorted(rows, key=lambda each: (each.failures, each.id)):
             asked_by = trigger if row.news_streams is None else "news"
@@ -145,13 +145,14 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
 
 
 @cache
-def taking(providers: tuple[str, ...], asked: bool) -> Prepared:
+def taking(applications: tuple[tuple[str, str], ...], asked: bool) -> Prepared:
     """The statement that takes a user's connections: those that are due, and if `asked` all that can be."""
     of, now = Connection.__table__.c, bindparam("now", type_=Connection.next_sync_at.type)
     turn = bindparam("hint_after", type_=Connection.hint_after.type)
     # A tick has claimed what the budgets can serve: what is due at other providers has its own turn.
     its_turn = of.next_sync_at <= now
-    enabled = or_(false(), *(of.provider == name for name in providers))
+    served = (and_(of.provider == provider, of.application == name) for provider, name in applications)
+    enabled = or_(false(), *served)
     due = or_(of.claimed_at.is_not(None), and_(of.news_at.is_not(None), its_turn))
     wish: dict[str, Any] = {}
     if asked:
@@ -174,6 +175,7 @@ def taking(providers: tuple[str, ...], asked: bool) -> Prepared:
         .returning(
             of.id,
             of.provider,
+            of.application,
             of.scopes,
             of.fence,
             of.access_token,
@@ -266,7 +268,8 @@ def _news() -> Any:
         waits.label("others"),
     )
     ours = Connection.id == bindparam("of"), Connection.fence == bindparam("fence")
-    paced = found.outerjoin(Pace, Pace.provider == Connection.provider).where(*ours)
+    its = and_(Pace.provider == Connection.provider, Pace.application == Connection.application)
+    paced = found.outerjoin(Pace, its).where(*ours)
     return paced.with_for_update(key_share=True, of=Connection)
 
 
@@ -297,8 +300,8 @@ class ConnectionSync:
 
     def __init__(self, rt: Runtime, lock: Lock, row: dict[str, Any], trigger: str) -> None:
         self.rt, self.lock, self.row, self.trigger = rt, lock, row, trigger
-        self.provider = rt.providers[row["provider"]]
-        self.settings = rt.settings.providers[row["provider"]]
+        self.application = rt.application(row["provider"], row["application"])
+        self.provider, self.settings = self.application.provider, self.application.settings
         self.journal = Run(row["run_id"], row["id"], row["provider"])
         self.http: Http | None = None
         self.sweeps: list[Sweep] = []
@@ -383,15 +386,15 @@ class ConnectionSync:
 
     def _read_fresh(self) -> None:
         rt, connection_id = self.rt, self.row["id"]
-        tokens = Tokens(rt)
+        tokens, name = Tokens(rt), self.application.name
         self.http = http = Http(
             self.provider,
             self.settings,
             rt.settings.http,
             rt.budget,
             connection_id,
-            tokens.usable(connection_id, self.row["access_token"], self.row["token_expires_at"]),
-            lambda refused: tokens.refresh(connection_id, refused=refused),
+            tokens.usable(connection_id, self.row["access_token"], self.row["token_expires_at"], of=name),
+            lambda refused: tokens.refresh(connection_id, refused=refused, of=name),
             rt.clock,
         )
         http.leave_share = rt.settings.schedule.reserve * self._kept_free()
@@ -439,7 +442,7 @@ class ConnectionSync:
         rt, http, deadline = self.rt, self.http, self.rt.clock() + LONGEST_HISTORY
         cost = self.provider.poll_cost(self.settings)
         http.leave_share = rt.settings.schedule.reserve
-        http.leave = lambda: max(0, under_way(rt, self.provider.name) - 1) * cost
+        http.leave = lambda: max(0, under_way(rt, *self.application.key) - 1) * cost
 
         def some(sweep: Sweep) -> None:
             for read, _ in enumerate(sweep.read_history(), 1):
@@ -570,7 +573,7 @@ class ConnectionSync:
         if news and (hinted or self.row["news_at"] is None):  # what somebody asked for says nothing
             habits.heard(news, announced=hinted)
         if news and hinted:
-            pacing.heard(db, self.journal.provider, now)
+            pacing.heard(db, self.journal.provider, now, self.application.name)
         return habits
 
     def _inserted(self, db: Database) -> Sequence[Any]:

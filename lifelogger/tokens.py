@@ -34,6 +34,7 @@ from lifelogger.http import call_token_endpoint
 from lifelogger.mutex import Locked
 from lifelogger.providers.base import Grant, instant
 from lifelogger.runtime import Runtime
+from lifelogger.settings import path_of
 from lifelogger.store.models import Connection, Revocation
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Held(NamedTuple):
 
     id: int
     provider: str
+    application: str
     access_token: bytes
     refresh_token: bytes | None
     token_expires_at: datetime
@@ -81,11 +83,13 @@ class Tokens:
             raise SignInAgain("the connection is gone")
         return self.usable(connection_id, row.access_token, row.token_expires_at)
 
-    def usable(self, connection_id: int, sealed: bytes, expires_at: datetime) -> str:
-        """The same of a row that was read already."""
+    def usable(
+        self, connection_id: int, sealed: bytes, expires_at: datetime, *, of: str | None = None
+    ) -> str:
+        """The same of a row that was read already; `of` as in `refresh`."""
         if expires_at - NEARLY_EXPIRED > self.runtime.clock():
             return self.runtime.vault.decrypt(sealed)
-        return self.refresh(connection_id, margin=NEARLY_EXPIRED)
+        return self.refresh(connection_id, margin=NEARLY_EXPIRED, of=of)
 
     def refresh(
         self,
@@ -94,11 +98,13 @@ class Tokens:
         margin: timedelta = NEARLY_EXPIRED,
         refused: str | None = None,
         ahead: bool = False,
+        of: str | None = None,
     ) -> str:
         """Return an access token good for longer than `margin`, asking the provider if need be.
 
         `refused` is a token that the provider just answered with 401: it counts as expired. `ahead` says
-        that nobody waits for it yet, so it leaves the budget to those who do.
+        that nobody waits for it yet, so it leaves the budget to those who do. `of` is the application whose
+        budget its requests will be counted in: the connection may have moved to another meanwhile.
 
         Raises:
             SignInAgain: the provider ended the authorisation; the connection now says so.
@@ -107,6 +113,8 @@ class Tokens:
         runtime = self.runtime
         row = self._take(connection_id)
         try:
+            if of not in (None, row.application):
+                raise Unavailable("it was connected to another application meanwhile")
             current = runtime.vault.decrypt(row.access_token)
             if current != refused and row.token_expires_at - margin > runtime.clock():
                 self._give_back(row)
@@ -122,7 +130,7 @@ class Tokens:
         token = self._keep(row, grant)
         if found and (token == refused or found.expires_at - NEARLY_EXPIRED <= runtime.clock()):
             # It waited for too long.
-            return self.refresh(connection_id, margin=margin, refused=refused, ahead=ahead)
+            return self.refresh(connection_id, margin=margin, refused=refused, ahead=ahead, of=of)
         return token
 
     def has_ended(self, connection_id: int) -> bool:
@@ -164,6 +172,7 @@ class Tokens:
             .returning(
                 Connection.id,
                 Connection.provider,
+                Connection.application,
                 Connection.access_token,
                 Connection.refresh_token,
                 Connection.token_expires_at,
@@ -197,10 +206,10 @@ class Tokens:
     def ask(self, row: Held, ahead: bool = False) -> Grant:
         """Spend the refresh token. Raises `SignInAgain` when the provider says that it is dead."""
         runtime = self.runtime
-        provider = runtime.providers[row.provider]
+        application = runtime.application(row.provider, row.application)
+        provider, settings = application.provider, application.settings
         if row.refresh_token is None:
             raise SignInAgain(f"{provider.title} gave no refresh token, and the access token has ended")
-        settings = runtime.settings.providers[row.provider]
         spent = runtime.vault.decrypt(row.refresh_token)
         reply = call_token_endpoint(
             provider,
@@ -357,14 +366,14 @@ class Tokens:
         """Refresh what expires within the margin; return how many ended in which way.
 
         A connection whose sync runs is left alone: that sync refreshes when it needs to. What there is no
-        budget or time for is left to the next firing. Providers take turns, and one that does not answer is
-        given up soon: it takes no time from the others.
+        budget or time for is left to the next firing. Applications take turns, and one whose provider does
+        not answer is given up soon: it takes no time from the others.
         """
         margin = timedelta(seconds=self.runtime.settings.sync.refresh_margin_seconds)
         outcomes = {"refreshed": 0, "busy": 0, "needs_reauth": 0, "later": 0}
         began, spent, trouble = self.runtime.clock(), set[str](), Counter[str]()
-        for connection_id, user_id, provider in self.expiring(began + margin):
-            over = provider in spent or trouble[provider] >= MOST_TROUBLE
+        for connection_id, user_id, path in self.expiring(began + margin):
+            over = path in spent or trouble[path] >= MOST_TROUBLE
             if over or self.runtime.clock() - began > LONGEST_ROUND:
                 outcomes["later"] += 1
                 continue
@@ -372,10 +381,10 @@ class Tokens:
                 with self.runtime.mutex.hold(f"sync:{user_id}"):
                     self.refresh(connection_id, margin=margin, ahead=True)
                 outcomes["refreshed"] += 1
-                trouble[provider] = 0
+                trouble[path] = 0
             except BudgetSpent as full:
-                log.info("%s: no more tokens are refreshed ahead of time: %s", provider, full)
-                spent.add(provider)
+                log.info("%s: no more tokens are refreshed ahead of time: %s", path, full)
+                spent.add(path)
                 outcomes["later"] += 1
             except Locked:
                 outcomes["busy"] += 1
@@ -384,7 +393,7 @@ class Tokens:
                 outcomes["needs_reauth"] += 1
             except LifeloggerError as refusal:
                 log.warning("connection %s: %s", connection_id, refusal)
-                trouble[provider] += 1
+                trouble[path] += 1
                 outcomes["later"] += 1
             except Exception:  # one connection's fault must not cost the others their tokens
                 log.exception("connection %s: its tokens were not refreshed", connection_id)
@@ -392,12 +401,12 @@ class Tokens:
         return outcomes
 
     def expiring(self, before: datetime) -> list[tuple[int, str, str]]:
-        """(connection, user, provider) of what expires before an instant.
+        """(connection, user, path of the application) of what expires before an instant.
 
-        Of each provider the first to expire comes first, and the providers take turns.
+        Of each application the first to expire comes first, and the applications take turns.
         """
         query = (
-            select(Connection.id, Connection.user_id, Connection.provider)
+            select(Connection.id, Connection.user_id, Connection.provider, Connection.application)
             .where(
                 # Written out: a parameter does not tell a database that its partial index fits.
                 Connection.status == literal("active", literal_execute=True),
@@ -408,10 +417,15 @@ class Tokens:
         )
         with self.runtime.store.read() as db:
             lines = [
-                db.execute(query.where(Connection.provider == name)).all() for name in self.runtime.enabled()
+                db.execute(
+                    query.where(Connection.provider == provider, Connection.application == application)
+                ).all()
+                for provider, application in (each.key for each in self.runtime.applications())
             ]
         turns = chain.from_iterable(zip_longest(*lines))
-        return [(row.id, row.user_id, row.provider) for row in turns if row is not None]
+        return [
+            (row.id, row.user_id, path_of(row.provider, row.application)) for row in turns if row is not None
+        ]
 
 
 def needs_reauth(reason: str, now: datetime, *, told: bool = True) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from typing import Any
 
 from sqlalchemy import select, update
 
-from lifelogger.connections import note_hint
+from lifelogger.connections import note_hint, unknown_application
 from lifelogger.errors import LifeloggerError, Refused
 from lifelogger.http import Unauthorised, accepted, exchange
-from lifelogger.providers.base import Call, Event, Heard, Json, Known, Provider, Subscription, shown
-from lifelogger.runtime import Runtime
+from lifelogger.providers.base import Call, Event, Heard, Json, Known, Subscription, shown
+from lifelogger.runtime import Application, Runtime
+from lifelogger.settings import MAIN, path_of
 from lifelogger.store import journal
 from lifelogger.store.models import Webhook, WebhookCall
 
@@ -43,23 +44,24 @@ class NoWebhooks(LifeloggerError):
 # Receiving -----------------------------------------------------------------------------------------
 
 
-def hear(rt: Runtime, name: str, call: Call) -> tuple[Heard, list[str]]:
-    """Write down what a call means; returns that, and the users whose sync shall be sent for.
+def hear(rt: Runtime, name: str, call: Call, application: str = MAIN) -> tuple[Heard, list[str]]:
+    """Write down what a call to an application means; returns that, and the users who shall be synced.
 
     Raises `NoWebhooks` and `Forged`; then nothing was written.
     """
-    provider = listening(rt, name)
-    settings = rt.settings.providers[name]
-    now = rt.clock()
+    listener = listening(rt, name, application)
+    provider, now = listener.provider, rt.clock()
+    its = Webhook.provider == name, Webhook.application == application
     with rt.store.read() as db:
-        row = db.execute(select(Webhook.__table__).where(Webhook.provider == name)).first()
+        row = db.execute(select(Webhook.__table__).where(*its)).first()
     ids = frozenset(str(each["id"]) for each in row.subscriptions) if row else frozenset()
-    heard = provider.webhook(settings, call, Known(now, ids, row.keys if row else None))
+    heard = provider.webhook(listener.settings, call, Known(now, ids, row.keys if row else None))
     if not heard.events:
         return heard, []
     with rt.store.write() as db:
         if heard.signature is not None:
-            digest = hashlib.sha256(f"{name} {heard.signature}".encode(errors="replace")).hexdigest()
+            signed = f"{listener.path} {heard.signature}"
+            digest = hashlib.sha256(signed.encode(errors="replace")).hexdigest()
             first = db.execute(
                 rt.store.insert(WebhookCall.__table__)
                 .values(digest=digest, received_at=now)
@@ -68,20 +70,22 @@ def hear(rt: Runtime, name: str, call: Call) -> tuple[Heard, list[str]]:
             if first.rowcount != 1:
                 return heard, []  # sent twice, or caught by somebody and sent again
         every = tuple(stream.name for stream in provider.streams)
-        users = [note_hint(db, name, events, now) for events in together(heard.events, every)]
+        users = [note_hint(db, name, events, now, application) for events in together(heard.events, every)]
         if row and (row.heard_at is None or now - row.heard_at >= HEARD_EVERY):
-            db.execute(update(Webhook).where(Webhook.provider == name).values(heard_at=now))
+            db.execute(update(Webhook).where(*its).values(heard_at=now))
     return heard, [user for user in users if user is not None]
 
 
-def listening(rt: Runtime, name: str) -> Provider:
-    """The provider of that name. Raises `NoWebhooks`."""
-    provider = rt.enabled().get(name)
-    if provider is None:
+def listening(rt: Runtime, name: str, application: str = MAIN) -> Application:
+    """The application of those names. Raises `NoWebhooks`."""
+    if name not in rt.enabled():
         raise NoWebhooks(f"no provider {shown(name)} is switched on")
-    if not provider.webhook_topics(rt.settings.providers[name]):
-        raise NoWebhooks(f"{provider.title} has no webhooks, or none with these settings")
-    return provider
+    if unknown := unknown_application(rt, name, application):
+        raise NoWebhooks(f"{name}: the application {unknown}")
+    found = rt.application(name, application)
+    if not found.provider.webhook_topics(found.settings):
+        raise NoWebhooks(f"{found.title} has no webhooks, or none with these settings")
+    return found
 
 
 def together(events: tuple[Event, ...], every: tuple[str, ...]) -> list[list[Event]]:
@@ -103,43 +107,43 @@ def forget_calls(rt: Runtime) -> None:
 # Subscriptions -------------------------------------------------------------------------------------
 
 
-def callback(rt: Runtime, name: str) -> str | None:
-    """Where a provider shall send its events; None: it cannot reach us.
+def callback(rt: Runtime, name: str, application: str = MAIN) -> str | None:
+    """Where a provider shall send the events of an application; None: it cannot reach us.
 
     A simulated one is on this machine, and finds us without a public address.
     """
     web = rt.settings.web
     here = f"http://[{web.host}]:{web.port}" if ":" in web.host else f"http://{web.host}:{web.port}"
     base = web.public_url or (here if name in rt.settings.simulated else "")
-    return f"{base}/webhooks/{name}" if base else None
+    return f"{base}/webhooks/{path_of(name, application)}" if base else None
 
 
 def keep_all(rt: Runtime) -> None:
-    """Make, renew and repair the subscriptions of every provider that can reach us."""
-    for name, provider in rt.enabled().items():
-        if callback(rt, name) and provider.webhook_topics(rt.settings.providers[name]):
+    """Make, renew and repair the subscriptions of every application whose provider can reach us."""
+    for each in rt.applications():
+        if callback(rt, *each.key) and each.provider.webhook_topics(each.settings):
             try:
-                keep(rt, name)
+                keep(rt, *each.key)
             except LifeloggerError as trouble:  # is written down; polling goes on
-                log.warning("%s: its webhooks could not be checked: %s", name, trouble)
+                log.warning("%s: its webhooks could not be checked: %s", each.path, trouble)
 
 
-def keep(rt: Runtime, name: str, *, take_over: bool = False) -> list[Subscription]:
+def keep(rt: Runtime, name: str, application: str = MAIN, *, take_over: bool = False) -> list[Subscription]:
     """Make what is missing, renew what ends soon, end what is not wanted; returns what there is then.
 
     Where an application has one subscription only and it goes to another address, it is left alone unless
     we are told to `take_over`: it may be that of another installation. Raises `NoWebhooks`, `Wait` and
     `Refused`.
     """
-    provider, settings = listening(rt, name), rt.settings.providers[name]
-    address = callback(rt, name)
+    mine = listening(rt, name, application)
+    provider, settings, address = mine.provider, mine.settings, callback(rt, name, application)
     if address is None:
         raise NoWebhooks("set web.public_url: the address under which the provider reaches this server")
-    ask, now = Asker(rt, provider), rt.clock()
+    ask, now = Asker(rt, mine), rt.clock()
     try:
         keys = provider.webhook_keys(ask, settings)
         found = provider.subscriptions(ask, settings)
-        save(rt, name, [each for each in found if each.callback == address], keys)
+        save(rt, name, [each for each in found if each.callback == address], keys, application)
         changed = False
         if take_over and provider.one_subscription:
             for each in found:
@@ -160,39 +164,40 @@ def keep(rt: Runtime, name: str, *, take_over: bool = False) -> list[Subscriptio
                     provider.renew(ask, settings, each)
                     missing.remove(each.topic)
                 except Refused:  # it is over already: a new one takes its place
-                    log.info("%s: the subscription to %s could not be renewed", name, each.topic)
+                    log.info("%s: the subscription to %s could not be renewed", mine.path, each.topic)
         for topic in missing:
             provider.subscribe(ask, settings, topic, address)
             changed = True
         if changed:
             found = provider.subscriptions(ask, settings)
-        mine = [each for each in found if each.callback == address]
-        save(rt, name, mine, keys)
+        ours = [each for each in found if each.callback == address]
+        save(rt, name, ours, keys, application)
     except LifeloggerError as trouble:
-        note_fault(rt, name, str(trouble))
+        note_fault(rt, name, str(trouble), application)
         raise
-    return mine
+    return ours
 
 
-def remove(rt: Runtime, name: str) -> int:
+def remove(rt: Runtime, name: str, application: str = MAIN) -> int:
     """End our subscriptions; returns how many there were. Raises as `keep`."""
-    provider, settings, address = listening(rt, name), rt.settings.providers[name], callback(rt, name)
-    ask = Asker(rt, provider)
-    mine = [each for each in provider.subscriptions(ask, settings) if each.callback == address]
-    for each in mine:
+    mine = listening(rt, name, application)
+    provider, settings, address = mine.provider, mine.settings, callback(rt, name, application)
+    ask = Asker(rt, mine)
+    ours = [each for each in provider.subscriptions(ask, settings) if each.callback == address]
+    for each in ours:
         provider.unsubscribe(ask, settings, each)
-    save(rt, name, [], None)
-    return len(mine)
+    save(rt, name, [], None, application)
+    return len(ours)
 
 
 def known(rt: Runtime) -> dict[str, dict[str, Any]]:
-    """What the last check of each provider found, by name."""
+    """What the last check found of each application's, by its path: of a main one the provider's name."""
     with rt.store.read() as db:
-        rows = db.execute(select(Webhook.__table__).order_by(Webhook.provider))
-        return {row.provider: dict(row._mapping) for row in rows}
+        rows = db.execute(select(Webhook.__table__).order_by(Webhook.provider, Webhook.application))
+        return {path_of(row.provider, row.application): dict(row._mapping) for row in rows}
 
 
-def save(rt: Runtime, name: str, found: list[Subscription], keys: Json) -> None:
+def save(rt: Runtime, name: str, found: list[Subscription], keys: Json, application: str = MAIN) -> None:
     told = [
         {
             "id": each.id,
@@ -202,27 +207,27 @@ def save(rt: Runtime, name: str, found: list[Subscription], keys: Json) -> None:
         }
         for each in found
     ]
-    put(rt, name, {"subscriptions": told, "keys": keys, "checked_at": rt.clock(), "fault": None})
+    values = {"subscriptions": told, "keys": keys, "checked_at": rt.clock(), "fault": None}
+    put(rt, name, application, values)
 
 
-def note_fault(rt: Runtime, name: str, fault: str) -> None:
+def note_fault(rt: Runtime, name: str, fault: str, application: str = MAIN) -> None:
     """The last check did not end well; what was known before stays."""
-    put(rt, name, {"checked_at": rt.clock(), "fault": fault})
+    put(rt, name, application, {"checked_at": rt.clock(), "fault": fault})
 
 
-def put(rt: Runtime, name: str, values: dict[str, Any]) -> None:
-    row = {"provider": name, "subscriptions": [], **values}
+def put(rt: Runtime, name: str, application: str, values: dict[str, Any]) -> None:
+    row = {"provider": name, "application": application, "subscriptions": [], **values}
     statement = rt.store.insert(Webhook.__table__).values(row)
     with rt.store.write() as db:
-        db.execute(statement.on_conflict_do_update(index_elements=["provider"], set_=values))
+        db.execute(statement.on_conflict_do_update(index_elements=["provider", "application"], set_=values))
 
 
 class Asker:
     """Requests in the application's own name. They spend from what all connections share."""
 
-    def __init__(self, rt: Runtime, provider: Provider) -> None:
-        self.rt, self.provider = rt, provider
-        self.settings = rt.settings.providers[provider.name]
+    def __init__(self, rt: Runtime, application: Application) -> None:
+        self.rt, self.application = rt, application
 
     @property
     def now(self) -> datetime:
@@ -238,8 +243,8 @@ class Asker:
         data: Mapping[str, str] | None = None,
         json: Json = None,
     ) -> Json:
-        rt, provider = self.rt, self.provider
-        ticket = rt.budget.take(provider.shared_pools(self.settings))
+        rt, provider = self.rt, self.application.provider
+        ticket = rt.budget.take(self.application.pools)
         content: dict[str, Any] = {"headers": headers, "params": params, "data": data, "json": json}
         reply = exchange(provider, rt.budget, ticket, rt.settings.http, rt.clock, method, url, **content)
         if 200 <= reply.status < 300 and method == "DELETE":

@@ -497,6 +497,7 @@ def test_the_settings_are_these() -> None:
         "webhook_keys_url",
         "project",
         "service_account",
+        "applications",
     ]
 
 

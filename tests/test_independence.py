@@ -16,6 +16,7 @@ from lifelogger.errors import LockLost
 from lifelogger.planner import Allowance
 from lifelogger.providers import strava
 from lifelogger.runtime import Runtime
+from lifelogger.settings import MAIN
 from lifelogger.store.models import Connection, Record, Stream, SyncRun
 from lifelogger.sweep import Sweep
 from lifelogger.tokens import MOST_TROUBLE, Tokens
@@ -431,7 +432,7 @@ def test_no_providers_line_is_behind_anothers(live: Runtime, sandbox: Control) -
     connect(live, sandbox, *people[3:], provider="strava")
     with live.store.write() as db:
         db.execute(update(Connection).where(Connection.user_id != people[4]).values(news_at=None))
-        plenty = {name: Allowance(10, 10) for name in PROVIDERS}
+        plenty = {(name, MAIN): Allowance(10, 10) for name in PROVIDERS}
 
         users = planner.claim(live, db, plenty, NOON)
 

@@ -23,7 +23,7 @@ from lifelogger.pacing import Pace
 from lifelogger.planner import EVENLY, Allowance, allowance, allowed, claim, tick
 from lifelogger.providers.base import Pool
 from lifelogger.runtime import Runtime
-from lifelogger.settings import Settings
+from lifelogger.settings import MAIN, Settings
 from lifelogger.store.models import Connection, Tick, User
 from tests.servers import RedisServer
 
@@ -134,9 +134,10 @@ def test_one_of_several_providers_has_its_own_budget_and_a_user_is_sent_once(
 ) -> None:
     connect(rt, "ann", "bob", "carl")
     connect(rt, "ann", provider="other")
+    allowances = {("other", MAIN): Allowance(1, 1), ("strava", MAIN): Allowance(2, 2)}
 
     with rt.store.write() as db:
-        users = claim(rt, db, {"other": Allowance(1, 1), "strava": Allowance(2, 2)}, NOW)
+        users = claim(rt, db, allowances, NOW)
 
     assert users == ["ann", "bob"]
     assert len([row for row in stored(rt) if row["claimed_at"]]) == 3
@@ -643,7 +644,7 @@ def test_a_counted_budget_is_read(runtime: Runtime, settings_env: Callable[..., 
     now = rt.clock()
     rt.budget.settle(rt.budget.take([pool]), usage={"reads": Usage((50,), (10,))}, date=now)
 
-    found = allowance(rt, "strava", now)
+    found = allowance(rt, "strava", MAIN, now)
 
     assert found.news == 40
     assert 0 <= found.background <= 40

@@ -85,7 +85,9 @@ def test_each_provider_has_a_table_with_every_key() -> None:
     tables = tomllib.loads(FILE.read_text(encoding="utf-8"))["providers"]
 
     assert set(tables) == known_providers()
-    assert all(set(table) == set(ProviderSettings.model_fields) for table in tables.values())
+    assert all(
+        set(table) == set(ProviderSettings.model_fields) - {"applications"} for table in tables.values()
+    )
 
 
 def test_every_key_is_explained_above_it() -> None:
@@ -481,6 +483,117 @@ def test_one_that_is_not_enabled_needs_nothing(write: Write) -> None:
 )
 def test_the_database_url_names_the_driver_we_ship_with(given: str, kept: str) -> None:
     assert load_settings({"LIFELOGGER_DATABASE__URL": given}).database.url == kept
+
+
+# Applications -----------------------------------------------------------------------------------------------
+
+MINE = """
+[providers.strava]
+client_id = "1"
+client_secret = "hush-1"
+webhook_secret = "hush-3"
+project = "p"
+budget = ["200/15 minutes", "2000/day"]
+
+[providers.strava.applications.second]
+client_id = "2"
+client_secret = "hush-2"
+overall_budget = ["9/day"]
+"""
+SECOND = "LIFELOGGER_PROVIDERS__STRAVA__APPLICATIONS__SECOND"
+
+
+def test_an_application_has_what_says_who_it_is_and_shares_the_rest(write: Write) -> None:
+    strava = load_settings(write(MINE)).providers["strava"]
+    second = strava.of("second")
+
+    assert strava.of("main") is strava
+    assert strava.of("third") is None
+    assert second is not None
+    assert (second.application, second.client_id) == ("second", "2")
+    assert second.client_secret.get_secret_value() == "hush-2"
+    assert (second.budget, second.overall_budget) == (strava.budget, ("9/day",))
+    assert (second.api_url, second.enabled) == (strava.api_url, True)
+    assert (second.webhook_secret.get_secret_value(), second.project) == ("", ""), "they are the main one's"
+    assert strava.model_copy(update={"enabled": False}).of("second").enabled is False
+    assert second.of("second") is second
+
+
+def test_the_environment_overrides_and_makes_applications(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hush-4\n", encoding="utf-8")
+    more = {
+        f"{SECOND}__CLIENT_SECRET_FILE": str(tmp_path / "secret"),
+        f"{SECOND}__BUDGET": "5/minute, 50/day",
+    }
+    third = {"LIFELOGGER_PROVIDERS__STRAVA__APPLICATIONS__THE_THIRD__CLIENT_ID": "3"}
+
+    strava = load_settings({**write(MINE), **more, **third}).providers["strava"]
+
+    second = strava.of("second")
+    assert second is not None
+    assert second.client_secret.get_secret_value() == "hush-4"
+    assert (second.client_id, second.budget) == ("2", ("5/minute", "50/day"))
+    assert list(strava.applications) == ["second", "the_third"]
+    assert "hush" not in f"{strava!r} {second!r}"
+
+
+@pytest.mark.parametrize(
+    ("table", "lines", "sentence"),
+    [
+        ("second", "", "providers.strava.applications.second.client_id: must be set"),
+        ("second", 'client_id = ""', "providers.strava.applications.second.client_id = '' ({file}): "
+         "String should have at least 1 character"),
+        ("second", 'client_id = "1"', "providers.strava: applications.second.client_id = '1' must be another "
+         "than that of the main application"),
+        ("second", 'client_id = "2"\n[providers.strava.applications.third]\nclient_id = "2"',
+         "providers.strava: applications.third.client_id = '2' must be another than that of "
+         "applications.second"),
+        ("main", 'client_id = "2"', "providers.strava.applications: 'main' cannot name an application: "
+         "lower-case letters, digits and single _ can, but not main, which is the one of the table above it"),
+        ("Second", 'client_id = "2"', "providers.strava.applications: 'Second' cannot name an application: "
+         "lower-case letters, digits and single _ can, but not main, which is the one of the table above it"),
+        ("a__b", 'client_id = "2"', "providers.strava.applications: 'a__b' cannot name an application: "
+         "lower-case letters, digits and single _ can, but not main, which is the one of the table above it"),
+        ("second", 'client_id = "2"\nclient_idd = "3"', "providers.strava.applications.second.client_idd "
+         "({file}): no such setting: did you mean providers.strava.applications.second.client_id?"),
+        ("second", 'client_id = "2"\nbudget = ["many"]', "providers.strava.applications.second.budget = "
+         "'many' ({file}): must be a count per window of seconds, minutes, hours or days, like "
+         '"100/15 minutes"'),
+    ],
+)  # fmt: skip
+def test_an_application_that_cannot_be_is_refused_by_name(
+    write: Write, tmp_path: Path, table: str, lines: str, sentence: str
+) -> None:
+    environ = write(
+        f'[providers.strava]\nclient_id = "1"\n[providers.strava.applications.{table}]\n{lines}\n'
+    )
+
+    assert fault(environ) == sentence.format(file=tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize("text", ["applications = 3", "[providers.strava.applications]\nclient_id = '2'"])
+def test_what_is_no_table_of_an_application_is_refused(write: Write, text: str) -> None:
+    wanted = "must be the table of an application: [providers.strava.applications.NAME]"
+
+    assert wanted in fault(write(f'[providers.strava]\nclient_id = "1"\n{text}\n'))
+
+
+def test_further_applications_need_a_main_one(write: Write) -> None:
+    """Nobody would say whose the simulated provider's people are."""
+    assert fault(write('[providers.strava.applications.second]\nclient_id = "2"\n')) == (
+        "providers.strava: client_id must be set, that of the main application, where there are others"
+    )
+
+
+def test_a_variable_of_an_unknown_provider_or_key_is_refused(write: Write) -> None:
+    elsewhere = "LIFELOGGER_PROVIDERS__STRAV__APPLICATIONS__SECOND__CLIENT_ID"
+
+    found = faults({**write(MINE), elsewhere: "2", f"{SECOND}__CLIENT_IDD": "2"})
+
+    assert found == [
+        f"{SECOND}__CLIENT_IDD: no such setting: did you mean {SECOND}__CLIENT_ID?",
+        f"{elsewhere}: no such setting: did you mean {SECOND}__CLIENT_ID?",
+    ]
 
 
 # Secrets ----------------------------------------------------------------------------------------------------

@@ -136,7 +136,9 @@ def test_what_was_ended_elsewhere_is_repaired(served: Runtime, sandbox: Control,
     connect(served, sandbox, "alice", provider=provider)
     made = webhooks.keep(served, provider)
     known = served.providers[provider]
-    known.unsubscribe(webhooks.Asker(served, known), served.settings.providers[provider], made[0])
+    known.unsubscribe(
+        webhooks.Asker(served, served.application(provider)), served.settings.providers[provider], made[0]
+    )
 
     again = webhooks.keep(served, provider)
 

@@ -153,6 +153,8 @@ class Pool:
     """As in the settings: `("100/15 minutes", "1000/day")`."""
     reports: bool
     """Whether replies carry the usage in their headers."""
+    title: str = ""
+    """What a person knows it by; empty: the provider, which begins its key, and its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +272,10 @@ class Secret(Protocol):
 
 
 class Endpoints(Protocol):
-    """The part of a provider's settings that its module reads."""
+    """The part of the settings of an application at a provider that its module reads."""
 
+    @property
+    def suffix(self) -> str: ...
     @property
     def client_id(self) -> str: ...
     @property
@@ -354,7 +358,8 @@ class Provider(ABC):
     ) -> Pool:
         """A pool of the application, or with `connection_id` one of this connection alone."""
         owner = "" if connection_id is None else f":{connection_id}"
-        return Pool(name, f"{self.name}:{settings.client_id}:{name}{owner}", limits, reports)
+        title = f"{self.name}{settings.suffix} {name}"
+        return Pool(name, f"{self.name}:{settings.client_id}:{name}{owner}", limits, reports, title)
 
     def poll_cost(self, settings: Endpoints) -> int:
         """Requests that a poll without news costs: what the planner reckons with."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -48,6 +49,8 @@ class OfProvider:
     last_sync: datetime | None = None
     waiting: int = 0
     waits: tuple[Wait, ...] = ()
+    applications: Mapping[str, int] = field(default_factory=dict)
+    """Of the connections so many each application has, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,15 @@ def read(db: Database, now: datetime) -> Counts:
     """The count that is kept, or of a small store a fresh one."""
     kept = db.execute(select(Counted.value)).scalar()
     return count(db, now) if kept is None else _counts.validate_python(kept)
+
+
+def of_applications(db: Database, provider: str) -> Mapping[str, int]:
+    """How many connections each application of a provider has; of a large store, had when it was counted."""
+    kept = db.execute(select(Counted.value)).scalar()
+    if kept is not None:
+        return _counts.validate_python(kept).providers.get(provider, OfProvider()).applications
+    query = select(Connection.application, func.count()).where(Connection.provider == provider)
+    return {row[0]: row[1] for row in db.execute(query.group_by(Connection.application))}
 
 
 def recount(store: Store, clock: Callable[[], datetime], *, large: int = LARGE) -> bool:
@@ -98,11 +110,14 @@ def count(db: Database, now: datetime) -> Counts:
     states = db.execute(
         select(
             Connection.provider,
+            Connection.application,
             func.count().label("connections"),
             func.count().filter(Connection.status == "needs_reauth").label("needs_reauth"),
             func.count().filter(waits(now)).label("waiting"),
             func.max(Connection.last_sync_at).label("last_sync"),
-        ).group_by(Connection.provider)
+        )
+        .group_by(Connection.provider, Connection.application)
+        .order_by(Connection.provider, Connection.application)
     ).all()
     reasons = db.execute(
         select(
@@ -119,21 +134,22 @@ def count(db: Database, now: datetime) -> Counts:
     # hundreds of times as much to read.
     rows = select(Record.connection_id, func.count().label("number")).group_by(Record.connection_id)
     stored, gone = _by_provider(db, rows), _by_provider(db, rows.where(Record.deleted_at.is_not(None)))
-    providers = {
-        row.provider: OfProvider(
-            connections=row.connections,
-            needs_reauth=row.needs_reauth,
-            records=stored.get(row.provider, 0) - gone.get(row.provider, 0),
-            last_sync=row.last_sync,
-            waiting=row.waiting,
+    providers = {}
+    for name, group in groupby(states, key=lambda row: row.provider):
+        rows_of = list(group)
+        providers[name] = OfProvider(
+            connections=sum(row.connections for row in rows_of),
+            needs_reauth=sum(row.needs_reauth for row in rows_of),
+            records=stored.get(name, 0) - gone.get(name, 0),
+            last_sync=max((row.last_sync for row in rows_of if row.last_sync), default=None),
+            waiting=sum(row.waiting for row in rows_of),
             waits=tuple(
                 Wait(each.reason or "", each.until or now, each.connections)
                 for each in reasons
-                if each.provider == row.provider
+                if each.provider == name
             )[:MOST_WAITS],
+            applications={row.application: row.connections for row in rows_of},
         )
-        for row in states
-    }
     return Counts(
         counted_at=now,
         users=db.scalar(select(func.count()).select_from(User)) or 0,

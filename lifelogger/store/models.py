@@ -29,6 +29,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from lifelogger.settings import MAIN
+
 BigKey = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER counts by itself on SQLite
 
 
@@ -99,6 +101,7 @@ class User(Base):
 # Two indexes, so that each of the planner's two questions is one range of one of them, however many wait.
 STALE = text("next_sync_at IS NOT NULL AND news_at IS NULL")
 NEWS = text("next_sync_at IS NOT NULL AND news_at IS NOT NULL")
+CLAIMED = text("claimed_at IS NOT NULL")
 ACTIVE = text("status = 'active'")
 LEFT = text("status = 'needs_reauth' AND deauthorised_at IS NOT NULL")
 UNTOLD = text("status = 'needs_reauth' AND told_at IS NULL")
@@ -120,13 +123,15 @@ class Connection(Base):
     __table_args__ = (
         UniqueConstraint("user_id", "provider"),
         UniqueConstraint("provider", "provider_user_id"),
-        Index("ix_connections_due", "provider", "next_sync_at", sqlite_where=STALE, postgresql_where=STALE),
-        Index("ix_connections_news", "provider", "next_sync_at", sqlite_where=NEWS, postgresql_where=NEWS),
-        Index("ix_connections_claimed", "provider", "claimed_at", sqlite_where=text("claimed_at IS NOT NULL"),
-              postgresql_where=text("claimed_at IS NOT NULL")),
+        Index("ix_connections_due", "provider", "application", "next_sync_at", sqlite_where=STALE,
+              postgresql_where=STALE),
+        Index("ix_connections_news", "provider", "application", "next_sync_at", sqlite_where=NEWS,
+              postgresql_where=NEWS),
+        Index("ix_connections_claimed", "provider", "application", "claimed_at", sqlite_where=CLAIMED,
+              postgresql_where=CLAIMED),
         Index("ix_connections_untold", "id", sqlite_where=UNTOLD, postgresql_where=UNTOLD),
         Index("ix_connections_deauthorised", "id", sqlite_where=LEFT, postgresql_where=LEFT),
-        Index("ix_connections_expires", "provider", "token_expires_at", sqlite_where=ACTIVE,
+        Index("ix_connections_expires", "provider", "application", "token_expires_at", sqlite_where=ACTIVE,
               postgresql_where=ACTIVE),
         Index("ix_connections_unnumbered", "id", sqlite_where=UNNUMBERED, postgresql_where=UNNUMBERED),
         Index("ix_connections_status_change", "status_change", unique=True, sqlite_where=NUMBERED,
@@ -136,6 +141,8 @@ class Connection(Base):
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     user_id: Mapped[str] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     provider: Mapped[str] = mapped_column(String(50))
+    application: Mapped[str] = mapped_column(String(50), server_default=MAIN)
+    """Whose client id its tokens were given to: a name in the provider's settings."""
     provider_user_id: Mapped[str | None] = mapped_column(String(200))
     status: Mapped[str] = mapped_column(String(20))
     """`active`, or `needs_reauth`: the person has to sign in again."""
@@ -381,7 +388,8 @@ class Receipt(Base):
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     number: Mapped[str] = mapped_column(String(40), index=True)
     kind: Mapped[str] = mapped_column(String(20))
-    """`disconnected`, `erased` (the user, too), or `deauthorised` (at the provider)."""
+    """`disconnected`, `erased` (the user, too), `deauthorised` (at the provider), or `moved`: the grant alone
+    went, as the connection has one with another application."""
     provider: Mapped[str | None] = mapped_column(String(50))
     """None: an erased user who had no connection."""
     deleted: Mapped[dict[str, int]] = mapped_column(Payload)
@@ -402,6 +410,7 @@ class Revocation(Base):
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     receipt_id: Mapped[int] = mapped_column(ForeignKey("receipts.id", ondelete="CASCADE"))
     provider: Mapped[str] = mapped_column(String(50))
+    application: Mapped[str] = mapped_column(String(50), server_default=MAIN)
     connection_id: Mapped[int] = mapped_column(BigInteger)
     """The connection that is gone: newer tokens of it may still wait in Redis."""
     access_token: Mapped[bytes]
@@ -437,11 +446,12 @@ class Counted(Base):
 
 
 class Pace(Base):
-    """How a provider's requests are spent: see `lifelogger.pacing`."""
+    """How an application's requests are spent: see `lifelogger.pacing`."""
 
     __tablename__ = "paces"
 
     provider: Mapped[str] = mapped_column(String(50), primary_key=True)
+    application: Mapped[str] = mapped_column(String(50), primary_key=True, server_default=MAIN)
     price: Mapped[float] = mapped_column(default=0.0)
     """The hours that news must be spared from waiting by one request; 0: there are enough for everybody."""
     rate: Mapped[float] = mapped_column(default=1.0)
@@ -464,15 +474,16 @@ class Pace(Base):
 
 
 class Webhook(Base):
-    """What we know of a provider's webhooks: the subscriptions it told, and the keys it signs with."""
+    """What we know of an application's webhooks: the subscriptions told, and the keys that sign them."""
 
     __tablename__ = "webhooks"
 
     provider: Mapped[str] = mapped_column(String(50), primary_key=True)
+    application: Mapped[str] = mapped_column(String(50), primary_key=True, server_default=MAIN)
     subscriptions: Mapped[list[dict[str, Any]]] = mapped_column(Payload)
     """Each with `id`, `topic`, `callback` and `expires_at`, as of `checked_at`."""
     keys: Mapped[Any] = mapped_column(Payload, nullable=True)
-    """Its public keys, as it publishes them."""
+    """The provider's public keys, as it publishes them."""
     checked_at: Mapped[datetime]
     fault: Mapped[str | None]
     """Why the last check did not end well."""

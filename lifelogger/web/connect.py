@@ -4,7 +4,8 @@
 
 `GET /accounts/PROVIDER?next=/settings` sends the signed-in user to the provider, `/accounts/callback` is
 where the provider sends them back: register that address there. `signed_in` is a FastAPI dependency that says
-who asks.
+who asks. Where there are several applications, `application=NAME` in the query chooses one, or else
+`connecting.application_for` does.
 
 The state of an attempt is good once, for ten minutes, and for the browser alone that began; it waits in
 Redis, encrypted. OAuth itself is in `lifelogger.connecting`.
@@ -119,6 +120,7 @@ def router(
         request: Request,
         provider: str,
         next: Annotated[str, Query(max_length=2000)] = "/",
+        application: Annotated[str | None, Query(max_length=50)] = None,
         who: Any = Depends(user),
     ) -> Response:
         if not isinstance(who, str) or not who:
@@ -129,7 +131,8 @@ def router(
         next = local(next)
         try:
             home = base_url or rt.settings.web.public_url or loopback(request)
-            attempt, address = connecting.set_out(rt, who, provider, home.rstrip("/") + beside(request))
+            callback = home.rstrip("/") + beside(request)
+            attempt, address = connecting.set_out(rt, who, provider, callback, application=application)
         except LifeloggerError as error:
             return tell(request, refusal("The account", error, next))
         browser = request.cookies.get(COOKIE, "")

@@ -1,4 +1,7 @@
-"""Where providers call: `/webhooks/{provider}`. Written down, answered, and only then told to a worker."""
+"""Where providers call: written down, answered, and only then told to a worker.
+
+`/webhooks/{provider}`, and for each further application `/webhooks/{provider}/{application}`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from lifelogger import client, webhooks
 from lifelogger.errors import Forged
 from lifelogger.providers.base import Call
 from lifelogger.runtime import Runtime
+from lifelogger.settings import MAIN, path_of
 from lifelogger.web.render import Json
 
 log = logging.getLogger(__name__)
@@ -69,7 +73,8 @@ router = APIRouter(include_in_schema=False)
 
 
 @router.api_route("/webhooks/{name}", methods=["GET", "POST"])
-async def receive(request: Request, name: str) -> Response:
+@router.api_route("/webhooks/{name}/{application}", methods=["GET", "POST"])
+async def receive(request: Request, name: str, application: str = MAIN) -> Response:
     """What a provider calls. The body is read as it came: signatures are of its bytes."""
     call = Call(
         method=request.method,
@@ -77,18 +82,18 @@ async def receive(request: Request, name: str) -> Response:
         query=dict(request.query_params),
         body=await request.body(),
     )
-    return await run_in_threadpool(answer, request, name, call)
+    return await run_in_threadpool(answer, request, name, application, call)
 
 
-def answer(request: Request, name: str, call: Call) -> Response:
+def answer(request: Request, name: str, application: str, call: Call) -> Response:
     rt: Runtime = request.app.state.runtime
     messenger: Messenger = request.app.state.messenger
     try:
-        heard, users = webhooks.hear(rt, name, call)
+        heard, users = webhooks.hear(rt, name, call, application)
     except webhooks.NoWebhooks:
         return Json({"detail": "There are no such webhooks."}, 404)
     except Forged as refused:
-        log.info("a webhook of %s was refused: %s", name[:50], refused)
+        log.info("a webhook of %s was refused: %s", path_of(name[:50], application[:50]), refused)
         return Json({"detail": "Refused."}, 401)
     for user_id in users:
         messenger.tell(user_id)

@@ -429,6 +429,7 @@ ANYTHING = st.recursive(
 
 
 class Settings:
+    suffix = ""
     client_id, authorize_url = "id", "https://accounts.google.com/o/oauth2/v2/auth"
     budget, overall_budget, user_budget = ("120000/minute",), (), ("300/minute",)
     extra_streams: tuple[str, ...] = ()

@@ -124,6 +124,7 @@ def on(*days: date | str) -> list[dict[str, Any]]:
 
 
 class Settings:
+    suffix = ""
     client_id, authorize_url = "id", "https://cloud.ouraring.com/oauth/authorize"
     budget, overall_budget, user_budget = ("5000/5 minutes",), (), ()
     extra_streams: tuple[str, ...] = ()

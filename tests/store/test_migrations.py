@@ -13,7 +13,7 @@ from sqlalchemy import insert, inspect, select
 
 from lifelogger.store import Store
 from lifelogger.store.migrate import FOLDER, downgrade, revisions, upgrade
-from lifelogger.store.models import Base, Connection, SyncRun, User
+from lifelogger.store.models import Base, Connection, Pace, SyncRun, User, Webhook
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -79,6 +79,32 @@ def test_nothing_is_lost_on_the_way_up_or_down(store: Store) -> None:
         with store.read() as db:
             assert db.scalars(select(Connection.user_id)).all() == ["ann"]
             assert db.scalars(select(SyncRun.outcome)).all() == ["ok"]
+
+
+def test_what_there_was_belongs_to_the_main_application(store: Store) -> None:
+    """An upgrade forgets neither whose a connection is, nor what its price was, nor what is subscribed to."""
+    upgrade(store, "0009")
+    put_a_connection(store, "ann")
+    price = {"price": 2.5, "rate": 1.0, "wanted": 3.0, "offered": 4.0, "longest_s": 5.0, "deaf": True}
+    pace = {"provider": "strava", **price, "curve": [1.0] * 24, "heard_at": NOW, "priced_at": NOW}
+    hook = {"provider": "oura", "subscriptions": [{"id": "1"}], "checked_at": NOW, "fault": "none answers"}
+    with store.write() as db:
+        for model, row in ((Pace, pace), (Webhook, hook)):
+            db.execute(insert(model.__table__).inline().values(row))
+
+    def kept() -> list[dict[str, object]]:
+        with store.read() as db:
+            found = [dict(db.execute(select(*columns)).mappings().one()) for columns in wanted]
+        return found
+
+    wanted = [[getattr(Pace, name) for name in pace], [getattr(Webhook, name) for name in hook]]
+    for go in (upgrade, lambda store: downgrade(store, "0009"), upgrade):
+        go(store)
+        assert kept() == [pace, hook]
+
+    with store.read() as db:
+        whose = [db.scalars(select(model.application)).all() for model in (Connection, Pace, Webhook)]
+    assert whose == [["main"]] * 3
 
 
 def ordered_revisions() -> list[str]:

@@ -15,6 +15,7 @@ import pytest
 import requests
 from dramatiq.brokers.redis import RedisBroker
 from fastapi import FastAPI, Header, HTTPException
+from pydantic import SecretStr
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
@@ -24,6 +25,7 @@ from lifelogger.broker import make_broker
 from lifelogger.connections import add_user
 from lifelogger.providers.base import Grant
 from lifelogger.runtime import Runtime
+from lifelogger.settings import Application
 from lifelogger.store.models import Connection
 from lifelogger.web import connect
 from lifelogger.web.app import create_app
@@ -120,6 +122,21 @@ def test_a_person_connects_and_the_first_import_begins(
     assert connection(live, "zoe").news_at is not None
     (run,) = sync.run("zoe", runtime=live)
     assert (run.outcome, len(stored(live, "zoe")) > 0) == ("ok", True)
+
+
+@ONCE
+def test_a_host_may_name_the_application(live: Runtime, sandbox: Control, browser: TestClient) -> None:
+    second = Application(client_id="two", client_secret=SecretStr("its own"))
+    live.settings.providers["strava"].applications["second"] = second
+
+    reply = browser.get(agree(set_out(browser, application="second")))
+    refused = browser.get("/accounts/strava", params={"application": "third"})
+
+    assert reply.status_code == 303
+    assert connection(live, "zoe").application == "second"
+    assert [entry["client"] for entry in sandbox.ledger(route="POST /oauth/token")] == ["two"]
+    assert refused.status_code == 404
+    assert "is none of main, second" in unescape(refused.text)
 
 
 def test_another_site_cannot_send_somebody_out(live: Runtime, pages: TestClient) -> None:
