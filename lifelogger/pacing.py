@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import Connection as Database
 from sqlalchemy import func, select, update
 
+from lifelogger import recheck
 from lifelogger.budget import Window
 from lifelogger.habits import DAY, HOUR, LEAST_KNOWN_DAYS, Crowd, Habits, spread
 from lifelogger.runtime import Runtime
@@ -61,6 +62,9 @@ class Pace:
     priced_at: datetime | None = None
     heard_at: datetime | None = None
     deaf: bool = False
+    connections: float = 0.0
+    recheck_s: float | None = None
+    recheck_at: datetime | None = None
 
     @property
     def crowd(self) -> Crowd:
@@ -146,6 +150,8 @@ class Sample:
     connections: list[tuple[Habits, datetime | None]]
     """What is known of each, and when it is due; None: it is not polled."""
     each: float
+    recheck_s: float | None = None
+    """How long their rounds over what is older than the look-back take."""
 
     @property
     def number(self) -> float:
@@ -164,11 +170,12 @@ def price(rt: Runtime, provider: str, windows: Sequence[Window], now: datetime) 
         pace = read(db, provider)
         if pace.priced_at is not None and now - pace.priced_at < PRICED_EVERY:
             return pace
-        sample = drawn(db, provider, now)
+        sample = drawn(db, provider, now, timedelta(days=rt.settings.sync.lookback_days))
     about, endpoints = rt.providers[provider], rt.settings.providers[provider]
     cost = max(1, about.poll_cost(endpoints))
     pace = priced(pace, sample, offer(windows), cost, interval(rt), rt.settings.sync.longest_days, now)
-    values = {key: each for key, each in asdict(pace).items() if key != "heard_at"}
+    theirs = ("heard_at", "recheck_at")  # written by syncs
+    values = {key: each for key, each in asdict(pace).items() if key not in theirs}
     statement = rt.store.insert(Stored.__table__).values(provider=provider, **values)
     with rt.store.write() as db:
         db.execute(statement.on_conflict_do_update(index_elements=["provider"], set_=values))
@@ -179,7 +186,7 @@ def interval(rt: Runtime) -> timedelta:
     return timedelta(seconds=rt.settings.sync.interval_seconds)
 
 
-def drawn(db: Database, provider: str, now: datetime) -> Sample:
+def drawn(db: Database, provider: str, now: datetime, lookback: timedelta = timedelta(0)) -> Sample:
     """A sample by number of the row, so that it costs the same of a thousand and of a million."""
     low, high = db.execute(select(func.min(Connection.id), func.max(Connection.id))).one()
     if low is None:
@@ -188,7 +195,7 @@ def drawn(db: Database, provider: str, now: datetime) -> Sample:
     span = high - low + 1
     ids = dice.sample(range(low, high + 1), min(LOOKED_AT, span))
     rows = db.execute(
-        select(Connection.habits, Connection.next_sync_at, Connection.claimed_at)
+        select(Connection.id, Connection.habits, Connection.next_sync_at, Connection.claimed_at)
         .where(Connection.id.in_(ids), Connection.provider == provider, Connection.status == "active")
         .order_by(Connection.id)
     ).all()
@@ -197,7 +204,9 @@ def drawn(db: Database, provider: str, now: datetime) -> Sample:
         (Habits.unpack(row.habits) or unknown(now), now if row.claimed_at else row.next_sync_at)
         for row in chosen
     ]
-    return Sample(found, span / len(ids) * len(rows) / max(1, len(chosen)))
+    rounds = recheck.rows(db, [row.id for row in chosen])
+    each = span / len(ids) * len(rows) / max(1, len(chosen))
+    return Sample(found, each, recheck.round_s(rounds, lookback, now))
 
 
 def priced(
@@ -210,6 +219,7 @@ def priced(
     now: datetime,
 ) -> Pace:
     """A new price: towards the one at which the sample wants what is offered, both in requests a day."""
+    pace = replace(pace, connections=sample.number, recheck_s=sample.recheck_s)
     if not sample.connections or not math.isfinite(offered):
         return replace(pace, price=0.0, curve=None, wanted=0.0, offered=0.0, priced_at=now)
     known = pace.hours is not None
