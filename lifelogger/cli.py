@@ -675,6 +675,7 @@ def status(
             out.print(f"  To be signed in again by their people: {people}.", style="yellow")
         if each["importing"]:
             out.print(f"  Still importing their past: {count(each['importing'], 'connection')}.")
+        _say(f"  {each['recheck']['sentence']}")
         out.print(
             f"  {escape(each['webhooks']['sentence'])}", style=_trouble(each["webhooks"]["ok"] is False)
         )
@@ -708,6 +709,8 @@ def _user_status(rt: Runtime, user_id: str, as_json: bool) -> None:
         )
         if each["import"]:
             _say(f"  {each['import']['sentence']}")
+        else:
+            _say(f"  {each['recheck']['sentence']}")
         for stream in each["streams"]:
             if stream["off_reason"]:
                 out.print(f"  {stream['name']} is off: {escape(stream['off_reason'])}.")
@@ -792,6 +795,7 @@ def _user_plan(found: list[dict[str, Any]], rt: Runtime, as_json: bool) -> None:
         due = each["next_sync_at"]
         when = standing.moment(due, rt.clock()) if due else "never"
         out.print(f"[bold]{escape(each['provider'])}[/]: next at {when}. {escape(each['why'])}")
+        _say(f"  {each['recheck']['sentence']}")
     if not found:
         out.print("No connection yet.")
 

@@ -324,7 +324,8 @@ def _note(rt: Runtime, db: Database, user_id: str, now: datetime, at: datetime) 
 
 
 MOST_NAMED = 10
-"""Items of a stream that are remembered and asked for one by one when webhooks name them: anybody can."""
+"""Items of a stream that are remembered and asked for one by one when webhooks name them: anybody can. What
+is named beyond them is found by the poll and by a round over the past."""
 
 
 def note_hint(db: Database, provider: str, events: Sequence[Event], now: datetime) -> str | None:

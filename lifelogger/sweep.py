@@ -22,6 +22,7 @@ from typing import Any
 from sqlalchemy import Connection as Database
 from sqlalchemy import bindparam, func, select, update
 
+from lifelogger.connections import MOST_NAMED
 from lifelogger.errors import AccountRefused, BadRecord, Refused, Unavailable
 from lifelogger.http import Http
 from lifelogger.providers import base
@@ -36,6 +37,8 @@ READ_TO_THE_END_EVERY = timedelta(days=1)
 """How long we believe that nothing older than the oldest record was uploaded since."""
 GOLDEN = (5**0.5 - 1) / 2
 """Its multiples spread evenly over [0, 1), however many there are: so first rounds spread over time."""
+NAMED_EVERY = timedelta(days=1)
+"""So long after the last round began may webhooks that name too much begin another: anybody can send them."""
 Note = Callable[[Database, datetime, bool], None]
 """Writes down how far a walk has come (`Page.reached`, `Page.end`), in the transaction of the page."""
 
@@ -47,13 +50,16 @@ class Hint:
     items: tuple[str, ...] = ()
     span: tuple[datetime, datetime] | None = None
     latest: bool = True
+    more: bool = False
+    """More items were named than these."""
 
     @classmethod
     def read(cls, about: Mapping[str, Any], *, all_of_it: bool) -> Hint:
         """As it is stored; `all_of_it`: what a poll reads is read besides, whatever it says."""
         since, until = (datetime.fromtimestamp(each, UTC) for each in about.get("span", (0, 0)))
         span = (since, until) if "span" in about else None
-        return cls(tuple(about.get("items", ())), span, all_of_it or about.get("latest", False))
+        items, latest = tuple(about.get("items", ())), about.get("latest", False)
+        return cls(items, span, all_of_it or latest, latest and len(items) >= MOST_NAMED)
 
 
 class Sweep:
@@ -142,6 +148,8 @@ class Sweep:
                 if not suspect:
                     raise
                 log.warning("connection %s: given up, as named: %s", self.connection_id, trouble)
+        if hint.more:
+            self._begin_soon()
 
     def _read_item(self, key: str) -> None:
         """Ask for one item. A refusal is of it alone: whoever is not signed can name what is not ours."""
@@ -259,6 +267,15 @@ class Sweep:
             self._store(page)
             if self.recheck_until is None or self.recheck_until < top:  # else nothing is gained yet
                 yield
+
+    def _begin_soon(self) -> None:
+        """Let a round begin with the next poll: of what webhooks named, it alone finds all."""
+        began_at = self.recheck_began_at
+        lately = began_at is not None and began_at > self.began_at - NAMED_EVERY
+        if not lately and self.recheck_until is None and self.recheck_at is not None:
+            with self.rt.store.write() as db:
+                self.fenced(db)
+                self._write_round(db, min(self.recheck_at, self.began_at), None)
 
     def put_off(self, until: datetime) -> None:
         """Let the round rest: it met trouble where it is."""

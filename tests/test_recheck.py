@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from sqlalchemy import event, insert, update
 
-from lifelogger import pacing, recheck, sweep, sync
-from lifelogger.connections import note_news
+from lifelogger import pacing, plans, progress, recheck, status, sweep, sync
+from lifelogger.connections import note_hint, note_news
 from lifelogger.providers import strava
+from lifelogger.providers.base import Event
 from lifelogger.runtime import Runtime
-from lifelogger.store.models import Pace, Record
+from lifelogger.store.models import Pace, Record, Stream
 from tests.live import (
     LIST,
     NOON,
@@ -297,6 +298,39 @@ def test_a_first_import_comes_before_any_round(live: Runtime, sandbox: Control, 
 
 
 @ONCE
+def test_what_webhooks_name_beyond_ten_comes_with_a_round_that_begins_at_once(
+    live: Runtime, sandbox: Control
+) -> None:
+    """Of whoever names more and more, one a day."""
+    old = [sandbox.add("alice", start=NOON - timedelta(days=100 + day)) for day in range(15)]
+    imported(live, sandbox, "alice")
+    due = stream(live, "alice").recheck_at
+    for activity in old:
+        sandbox.edit(activity, fields={"name": "Renamed"})
+    owner = connection(live, "alice").provider_user_id
+
+    def name(keys: list[int]) -> None:
+        with live.store.write() as db:
+            events = [Event(owner, ("activities",), str(key)) for key in keys]
+            note_hint(db, "strava", events, live.clock())
+        sync.run("alice", "news", runtime=live)
+
+    name(old[:10])
+    ten = stream(live, "alice").recheck_at
+    sandbox.step(3600)
+    name(old)
+    fifteen = stream(live, "alice").recheck_at
+    run = tick(live, sandbox)
+    sandbox.step(3600)
+    name(old)
+
+    assert (ten, fifteen) == (due, live.clock() - timedelta(seconds=3600 + QUARTER))
+    assert run.counts.updated == 5
+    assert stored(live, "alice") == truth(sandbox, "alice")
+    assert stream(live, "alice").recheck_at > live.clock() + timedelta(days=29)
+
+
+@ONCE
 def test_switched_off_nothing_is_read_again(live: Runtime, sandbox: Control) -> None:
     live = tuned(live, sync={"recheck_days": 0})
     imported(live, sandbox, "alice")
@@ -562,3 +596,121 @@ def test_the_turns_come_to_the_share() -> None:
     assert recheck.turn(800, 0) is None
     assert recheck.turn(1, 1e-9) == recheck.LONGEST
     assert recheck.of_seconds(1e300) == recheck.LONGEST
+
+
+@ONCE
+def test_the_status_says_how_long_a_round_takes_and_when_there_is_none(
+    live: Runtime, sandbox: Control
+) -> None:
+    def told(rt: Runtime) -> dict[str, Any]:
+        found: dict[str, Any] = status.overview(rt, budgets=False)["providers"]["strava"]["recheck"]
+        return found
+
+    imported(live, sandbox, "alice")
+    unknown = told(live)
+    whole_round(live, sandbox)
+    pacing.price(live, "strava", live.budget.windows(pools_of(live)), live.clock())
+    monthly = told(live)
+    change_pace(live, price=1.0, recheck_s=400.0 * DAY)
+    slow = told(live)
+
+    what = "What is older than 7 days is"
+    assert unknown == {
+        "on": True,
+        "round_s": None,
+        "sentence": f"{what} read again for edits and deletions; how long that takes cannot be told yet.",
+    }
+    assert (monthly["on"], monthly["round_s"]) == (True, pytest.approx(30 * DAY, rel=0.001))
+    assert monthly["sentence"] == f"{what} read again for edits and deletions, all of it in about 30 days."
+    assert slow["sentence"].endswith("in about 400 days.")
+    never = told(tuned(live, sync={"recheck_share": 0.0}))
+    assert (never["on"], never["round_s"]) == (False, None)
+    assert (
+        never["sentence"] == f"{what} not read again: polls need all requests, and sync.recheck_share is 0."
+    )
+    off = told(tuned(live, sync={"recheck_days": 0}))
+    assert (off["on"], off["sentence"]) == (False, f"{what} not read again: sync.recheck_days is 0.")
+
+
+def change_pace(live: Runtime, **values: Any) -> None:
+    with live.store.write() as db:
+        db.execute(update(Pace).values(values))
+
+
+@pytest.mark.usefixtures("pages_of_ten")
+def test_for_a_user_it_is_told_how_far_it_is_and_when_the_last_one_ended(
+    live: Runtime, sandbox: Control
+) -> None:
+    """Promise 12, the same in status and plan."""
+    live = tuned(live, sync={"history_pages": 2})
+
+    def told() -> dict[str, Any]:
+        user = status.user(live, "alice")
+        assert user is not None
+        found: dict[str, Any] = user["connections"][0]["recheck"]
+        assert plans.of_user(live, "alice")[0]["recheck"] == found
+        return found
+
+    connect(live, sandbox, "alice")
+    first = told()
+    imported(live, sandbox, "alice")
+    waiting = told()
+    begin_rounds(live, "alice")
+    due = told()
+    seen = []
+    while not seen or stream(live, "alice").recheck_until:
+        tick(live, sandbox)
+        seen.append(told())
+    over = seen.pop()
+
+    what = "What is older than 7 days is"
+    assert first["sentence"] == f"{what} read again once all of it is here."
+    assert waiting["sentence"] == f"{what} read again from 2026-12-13 on, as far as requests are left."
+    assert due["sentence"] == f"{what} read again as soon as requests are left for it."
+    shares = [each["share"] for each in seen]
+    assert len(shares) >= 2
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] < 1
+    assert seen[0]["sentence"] == (
+        f"{what} being read again since 2026-11-24: {status.percent(shares[0])} so far."
+    )
+    assert (over["began_at"], over["share"]) == (None, 1)
+    assert over["sentence"] == (
+        f"{what} read again from 2026-12-24 on, as far as requests are left. "
+        "The last round ended on 2026-11-24."
+    )
+    begin_rounds(live, "alice")
+    tick(live, sandbox)
+    assert told()["sentence"].endswith("so far. The last round ended on 2026-11-24.")
+
+
+def test_a_connections_round_is_that_of_its_streams() -> None:
+    """Under way as long as one of them is; those that have not begun yet count as nothing."""
+
+    def of(**row: Any) -> Any:
+        nothing = {"recheck_at": NOON, "recheck_until": None, "recheck_began_at": None}
+        oldest = {"recheck_ended_at": None, "oldest": NOON - timedelta(days=107)}
+        return SimpleNamespace(**{**nothing, **oldest, **row})
+
+    hour = timedelta(hours=1)
+    over = of(recheck_began_at=NOON, recheck_ended_at=NOON + hour, recheck_at=NOON + timedelta(days=30))
+    half = of(recheck_began_at=NOON, recheck_until=NOON - timedelta(days=57), recheck_at=NOON + hour)
+    last = of(recheck_began_at=NOON - timedelta(days=30), recheck_ended_at=NOON - timedelta(days=29))
+
+    assert progress.together([over, half, last, of()], WEEK) == progress.Round(NOON, 0.375, None, NOON)
+    assert progress.together([over, last], WEEK) == progress.Round(None, 1, last.recheck_ended_at, NOON)
+    assert progress.together([of(recheck_at=None)], WEEK) == progress.Round(None, 1, None, None)
+
+
+def test_a_stream_that_is_not_read_is_not_waited_for(live: Runtime, sandbox: Control) -> None:
+    """One that was refused, or was taken out of the settings."""
+    imported(live, sandbox, "alice")
+    whole_round(live, sandbox)
+    number = connection(live, "alice").id
+    row = {"connection_id": number, "recheck_at": NOON, "recheck_began_at": NOON, "recheck_until": NOON}
+    with live.store.write() as db:
+        db.execute(insert(Stream).values(name="taken_out", **row))
+        [told] = progress.rounds(live, db, [SimpleNamespace(id=number, provider="strava")]).values()
+
+    assert (told.began_at, told.share) == (None, 1)
+    assert told.ended_at is not None
