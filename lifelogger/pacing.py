@@ -204,7 +204,7 @@ def drawn(db: Database, provider: str, now: datetime, lookback: timedelta = time
         (Habits.unpack(row.habits) or unknown(now), now if row.claimed_at else row.next_sync_at)
         for row in chosen
     ]
-    rounds = recheck.rows(db, [row.id for row in chosen])
+    rounds = [each for each in recheck.rows(db, [row.id for row in chosen]) if each.off_reason is None]
     each = span / len(ids) * len(rows) / max(1, len(chosen))
     return Sample(found, each, recheck.round_s(rounds, lookback, now))
 

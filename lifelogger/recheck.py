@@ -48,7 +48,7 @@ def take_turn(db: Database, provider: str, now: datetime, until: datetime) -> bo
 
 
 def charge_turn(db: Database, provider: str, until: datetime) -> None:
-    """The same when the turn has cost more than was thought."""
+    """The same when the turn has cost another number of requests than one; none: it is free again."""
     db.execute(update(Pace).where(Pace.provider == provider).values(recheck_at=until))
 
 

@@ -503,7 +503,7 @@ class ConnectionSync:
                 break
         if read and not self.off and not self.journal.message:
             self.journal.message = f"Read {read} page{'' if read == 1 else 's'} of what is older again."
-        if spare.turn is not None and http.requests - before > 1:
+        if spare.turn is not None and http.requests - before != 1:
             with self.rt.store.write() as db:
                 spent = spare.turn * (http.requests - before)
                 recheck.charge_turn(db, self.provider.name, self.rt.clock() + spent)

@@ -497,6 +497,20 @@ def test_a_page_of_several_requests_costs_several_turns(
 
 
 @ONCE
+def test_a_turn_that_the_budget_refused_is_free_again(live: Runtime, sandbox: Control) -> None:
+    imported(live, sandbox, "alice")
+    paced(live, price=1.0, offered=100.0, connections=1.0)
+    begin_rounds(live, "alice")
+    reads = read_window(live)
+    sandbox.spend(reads.limit - reads.used - reads.held - 1)
+
+    refused, resumed = tick(live, sandbox), tick(live, sandbox)
+
+    assert (refused.outcome, refused.requests) == ("ok", 1)
+    assert (resumed.outcome, resumed.requests) == ("ok", 2)
+
+
+@ONCE
 def test_with_a_share_of_nothing_a_used_day_has_no_rounds(live: Runtime, sandbox: Control) -> None:
     live = tuned(live, sync={"recheck_share": 0.0})
     imported(live, sandbox, "alice")
