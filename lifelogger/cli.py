@@ -702,6 +702,7 @@ def _print_application(state: dict[str, Any]) -> None:
     """What comes by itself, and what is spent; nothing of one that is not in the settings."""
     hooks = state["webhooks"]
     if hooks is not None:
+        _say(f"  {state['recheck']['sentence']}")
         out.print(f"  {escape(hooks['sentence'])}", style=_trouble(hooks["ok"] is False))
         _print_budget(state["budget"])
 
@@ -725,6 +726,8 @@ def _user_status(rt: Runtime, user_id: str, as_json: bool) -> None:
         )
         if each["import"]:
             _say(f"  {each['import']['sentence']}")
+        else:
+            _say(f"  {each['recheck']['sentence']}")
         for stream in each["streams"]:
             if stream["off_reason"]:
                 out.print(f"  {stream['name']} is off: {escape(stream['off_reason'])}.")
@@ -809,6 +812,7 @@ def _user_plan(found: list[dict[str, Any]], rt: Runtime, as_json: bool) -> None:
         due = each["next_sync_at"]
         when = standing.moment(due, rt.clock()) if due else "never"
         out.print(f"[bold]{escape(each['provider'])}[/]: next at {when}. {escape(each['why'])}")
+        _say(f"  {each['recheck']['sentence']}")
     if not found:
         out.print("No connection yet.")
 

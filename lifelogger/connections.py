@@ -348,7 +348,8 @@ def served(rt: Runtime) -> ColumnElement[bool]:
 
 
 MOST_NAMED = 10
-"""Items of a stream that are remembered and asked for one by one when webhooks name them: anybody can."""
+"""Items of a stream that are remembered and asked for one by one when webhooks name them: anybody can. What
+is named beyond them is found by the poll and by a round over the past."""
 
 
 def note_hint(

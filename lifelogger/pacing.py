@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import Connection as Database
 from sqlalchemy import func, literal, select, update
 
+from lifelogger import recheck
 from lifelogger.budget import Window
 from lifelogger.habits import DAY, HOUR, LEAST_KNOWN_DAYS, Crowd, Habits, spread
 from lifelogger.runtime import Runtime
@@ -66,6 +67,9 @@ class Pace:
     priced_at: datetime | None = None
     heard_at: datetime | None = None
     deaf: bool = False
+    connections: float = 0.0
+    recheck_s: float | None = None
+    recheck_at: datetime | None = None
 
     @property
     def crowd(self) -> Crowd:
@@ -153,6 +157,8 @@ class Sample:
     connections: list[tuple[Habits, datetime | None]]
     """What is known of each, and when it is due; None: it is not polled."""
     each: float
+    recheck_s: float | None = None
+    """How long their rounds over what is older than the look-back take."""
 
     @property
     def number(self) -> float:
@@ -173,13 +179,14 @@ def price(
         pace = read(db, provider, application)
         if pace.priced_at is not None and now - pace.priced_at < PRICED_EVERY:
             return pace
-        sample = drawn(db, provider, now, application)
+        sample = drawn(db, provider, now, application, timedelta(days=rt.settings.sync.lookback_days))
         if put_off(db, provider, application):  # webhooks come: what is missing is requests
             pace = replace(pace, heard_at=now)
     mine = rt.application(provider, application)
     cost = max(1, mine.provider.poll_cost(mine.settings))
     pace = priced(pace, sample, offer(windows), cost, interval(rt), rt.settings.sync.longest_days, now)
-    values = {key: each for key, each in asdict(pace).items() if key != "heard_at"}
+    theirs = ("heard_at", "recheck_at")  # written by syncs
+    values = {key: each for key, each in asdict(pace).items() if key not in theirs}
     row = {"provider": provider, "application": application, **values}
     statement = rt.store.insert(Stored.__table__).values(row)
     with rt.store.write() as db:
@@ -191,7 +198,13 @@ def interval(rt: Runtime) -> timedelta:
     return timedelta(seconds=rt.settings.sync.interval_seconds)
 
 
-def drawn(db: Database, provider: str, now: datetime, application: str = MAIN) -> Sample:
+def drawn(
+    db: Database,
+    provider: str,
+    now: datetime,
+    application: str = MAIN,
+    lookback: timedelta = timedelta(0),
+) -> Sample:
     """A sample by number of the row, so that it costs the same of a thousand and of a million.
 
     Of few all are known: among very many others hardly one would be drawn.
@@ -210,7 +223,9 @@ def drawn(db: Database, provider: str, now: datetime, application: str = MAIN) -
     if len(few) == LOOKED_AT:
         low, high = db.execute(select(func.min(Connection.id), func.max(Connection.id))).one()
         among = range(low, high + 1)
-    seen = select(Connection.habits, Connection.next_sync_at, Connection.claimed_at).where(*mine)
+    seen = select(Connection.id, Connection.habits, Connection.next_sync_at, Connection.claimed_at).where(
+        *mine
+    )
     rows: list[Any] = []
     looked = 0
     for _ in range(MOST_DRAWS):
@@ -224,7 +239,9 @@ def drawn(db: Database, provider: str, now: datetime, application: str = MAIN) -
         (Habits.unpack(row.habits) or unknown(now), now if row.claimed_at else row.next_sync_at)
         for row in chosen
     ]
-    return Sample(found, len(among) / looked * len(rows) / max(1, len(chosen)))
+    rounds = [each for each in recheck.rows(db, [row.id for row in chosen]) if each.off_reason is None]
+    each = len(among) / looked * len(rows) / max(1, len(chosen))
+    return Sample(found, each, recheck.round_s(rounds, lookback, now))
 
 
 def priced(
@@ -237,6 +254,7 @@ def priced(
     now: datetime,
 ) -> Pace:
     """A new price: towards the one at which the sample wants what is offered, both in requests a day."""
+    pace = replace(pace, connections=sample.number, recheck_s=sample.recheck_s)
     if not sample.connections or not math.isfinite(offered):
         return replace(pace, price=0.0, curve=None, wanted=0.0, offered=0.0, priced_at=now)
     known = pace.hours is not None

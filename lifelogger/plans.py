@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import select
 
-from lifelogger import pacing, planner
+from lifelogger import pacing, planner, progress
 from lifelogger.errors import Unavailable
 from lifelogger.habits import DAY, HOUR, Habits
 from lifelogger.pacing import Pace
 from lifelogger.runtime import Application, Runtime
-from lifelogger.status import CONNECTION, count, explained, left_behind, moment
+from lifelogger.status import CONNECTION, count, explained, left_behind, moment, round_of
 from lifelogger.store.models import Connection
 from lifelogger.timing import ANNOUNCED
 
@@ -117,6 +117,7 @@ def of_user(rt: Runtime, user_id: str) -> list[dict[str, Any]]:
             .order_by(Connection.provider)
         ).all()
         paces = {row.id: pacing.read(db, row.provider, row.application) for row in rows}
+        rounds = progress.rounds(rt, db, rows)
     for row in rows:
         pace, habits = paces[row.id], Habits.unpack(row.habits)
         known = None
@@ -135,6 +136,7 @@ def of_user(rt: Runtime, user_id: str) -> list[dict[str, Any]]:
                 "next_sync_at": row.next_sync_at,
                 "last_sync_at": row.last_sync_at,
                 "why": why(rt, pace, row._mapping, now),
+                "recheck": round_of(rt, pace, rounds.get(row.id)),
                 "habits": known,
             }
         )

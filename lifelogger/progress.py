@@ -1,4 +1,4 @@
-"""How far the import of a connection's past is, and how long it still takes: told here, shown everywhere.
+"""How far a connection's past is imported and read again, and how long it takes: told here, shown everywhere.
 
 The streams' rows say exactly what is left (`lifelogger.sweep`), so the share is one of time: how much of the
 past is here, not how many of the records, which nobody can know before. How long it still takes is concluded
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection as Database
 from sqlalchemy import func, select
 
+from lifelogger import recheck
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Record, Stream, SyncRun
 
@@ -44,6 +45,20 @@ class Import:
     left_s: int | None
     """Seconds that it still takes if it goes on as during the last day; None: nothing tells that yet, or it
     does not go on before the person signs in again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """How far what is older than the look-back has been read again, of one connection."""
+
+    began_at: datetime | None
+    """A round is under way since then; None: none is."""
+    share: float
+    """How much of the time that records are held of was read again in it; 1: none is under way."""
+    ended_at: datetime | None
+    """By then all of it had been read again; None: not yet."""
+    due_at: datetime | None
+    """When it goes on, or the next one begins, at the earliest; None: not while anything was never read."""
 
 
 def wanted(rt: Runtime, provider: str) -> frozenset[str]:
@@ -154,3 +169,32 @@ def still(runs: Sequence[Any], left: float, now: datetime) -> int | None:
     read = sum(run.history_s or 0.0 for run in runs[1:])
     passed = (now - runs[0].ended_at).total_seconds() if runs else 0.0
     return round(left * passed / read) if read > 0 and passed > 0 else None
+
+
+def rounds(rt: Runtime, db: Database, connections: Iterable[Any]) -> dict[int, Round]:
+    """The rounds of connections (rows with `id` and `provider`) of which a stream is read."""
+    provider = {each.id: each.provider for each in connections}
+    mine: dict[int, list[Any]] = {}
+    for row in recheck.rows(db, provider.keys()):
+        if row.off_reason is None and row.name in wanted(rt, provider[row.connection_id]):
+            mine.setdefault(row.connection_id, []).append(row)
+    lookback = timedelta(days=rt.settings.sync.lookback_days)
+    return {number: together(rows, lookback) for number, rows in mine.items()}
+
+
+def together(rows: Sequence[Any], lookback: timedelta) -> Round:
+    """The round of a connection, of those of its streams: they begin at about the same time."""
+    began = min((row.recheck_began_at for row in rows if row.recheck_until), default=None)
+    done = [
+        recheck.share(row, lookback) if row.recheck_began_at and row.recheck_began_at >= began else 0.0
+        for row in rows
+        if began is not None
+    ]
+    ended = [row.recheck_ended_at for row in rows]
+    due = [row.recheck_at for row in rows if row.recheck_at is not None]
+    return Round(
+        began_at=began,
+        share=math.floor(10_000 * sum(done) / len(done)) / 10_000 if done else 1.0,
+        ended_at=None if None in ended else min(ended),
+        due_at=min(due, default=None),
+    )

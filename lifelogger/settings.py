@@ -243,6 +243,8 @@ class Sync(Section):
     lookback_days: Annotated[int, Field(ge=0)] = 7
     history_days: Annotated[int, Field(ge=0)] = 1825
     history_pages: Count = 10
+    recheck_days: Annotated[float, Field(ge=0, le=3650)] = 30
+    recheck_share: Annotated[float, Field(ge=0, le=0.5)] = 0.01
     journal_days: Count = 90
     lease_seconds: WholeSeconds = 600
     lock_seconds: Annotated[int, Field(ge=3)] = 60

@@ -15,13 +15,15 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import func, select
 
-from lifelogger import progress, webhooks
+from lifelogger import pacing, progress, webhooks
 from lifelogger.budget import Window
 from lifelogger.errors import Unavailable
+from lifelogger.habits import DAY
+from lifelogger.pacing import Pace
 from lifelogger.planner import AGAIN
 from lifelogger.providers.base import Pool
 from lifelogger.runtime import Runtime
-from lifelogger.settings import MAIN
+from lifelogger.settings import MAIN, Sync
 from lifelogger.store import counts, feed
 from lifelogger.store.models import Connection, Endpoint, Quarantined, Record, Stream, SyncRun, Tick, User
 
@@ -47,6 +49,7 @@ def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
             .where(Connection.id.in_(unread), Connection.status == "active")
             .group_by(Connection.provider)
         ).all()
+        paces = {each.key: pacing.read(db, *each.key) for each in rt.applications()}
     importing = {row[0]: row[1] for row in imports}
     hooks = webhook_states(rt)
     providers = {}
@@ -59,9 +62,10 @@ def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
             "needs_reauth": found.needs_reauth,
             "importing": importing.get(name, 0),
             "records": found.records,
+            "recheck": rechecked(paces[name, MAIN], rt.settings.sync),
             "webhooks": hooks[name],
             "budget": budget(rt, name) if budgets else None,
-            "applications": applications(rt, name, found, hooks, budgets),
+            "applications": applications(rt, name, found, hooks, paces, budgets),
             "last_sync": found.last_sync,
             "waiting": found.waiting,
             "waits": [asdict(wait) for wait in found.waits],
@@ -81,12 +85,17 @@ def overview(rt: Runtime, *, budgets: bool = True) -> dict[str, Any]:
 
 
 def applications(
-    rt: Runtime, provider: str, found: counts.OfProvider, hooks: Mapping[str, Any], budgets: bool = True
+    rt: Runtime,
+    provider: str,
+    found: counts.OfProvider,
+    hooks: Mapping[str, Any],
+    paces: Mapping[tuple[str, str], Pace],
+    budgets: bool = True,
 ) -> list[dict[str, Any]]:
     """How each application of a provider stands, where there are several; nothing where there is one.
 
-    One that has connections and is not in the settings any more is among them: `budget` and `webhooks` are
-    None then.
+    One that has connections and is not in the settings any more is among them: `budget`, `webhooks` and
+    `recheck` are None then.
     """
     there = {each.name: each for each in rt.applications() if each.provider.name == provider}
     names = list(dict.fromkeys((*there, *sorted(found.applications))))
@@ -101,6 +110,7 @@ def applications(
                 "connections": number,
                 "budget": budget(rt, provider, name) if known and budgets else None,
                 "webhooks": hooks[there[name].path] if known else None,
+                "recheck": rechecked(paces[provider, name], rt.settings.sync) if known else None,
                 "sentence": sentence,
             }
         )
@@ -253,6 +263,8 @@ def user(rt: Runtime, user_id: str, *, runs_each: int = 20) -> dict[str, Any] | 
             select(*CONNECTION).where(Connection.user_id == user_id).order_by(Connection.provider)
         ).all()
         found = []
+        rounds = progress.rounds(rt, db, connections)
+        paces = {each.id: pacing.read(db, each.provider, each.application) for each in connections}
         for connection in connections:
             mine = [table.connection_id == connection.id for table in (Record, Quarantined, Stream)]
             streams = db.execute(select(Stream.__table__).where(mine[2]).order_by(Stream.name)).all()
@@ -272,6 +284,7 @@ def user(rt: Runtime, user_id: str, *, runs_each: int = 20) -> dict[str, Any] | 
                     "records": sum(held.values()),
                     "quarantined": db.scalar(select(func.count()).select_from(Quarantined).where(mine[1])),
                     "import": one and {**asdict(one), "sentence": importing(one, connection.status, now)},
+                    "recheck": round_of(rt, paces[connection.id], rounds.get(connection.id)),
                     "streams": [
                         {
                             "name": stream.name,
@@ -386,6 +399,55 @@ def importing(one: progress.Import, status: str, now: datetime) -> str:
     if one.left_s is None:
         return f"{here} How long it still takes cannot be told yet."
     return f"{here} It takes about {span(one.left_s)} more."
+
+
+def rechecked(pace: Pace, settings: Sync) -> dict[str, Any]:
+    """Whether what is older than the look-back is read again, and how long a round takes (`round_s`).
+
+    It is None where there are none, and before any of a sample of connections has told.
+    """
+    what, days = older(settings), settings.recheck_days
+    if not days:
+        sentence, on = f"{what} is not read again: sync.recheck_days is 0.", False
+    elif pace.scarce and not settings.recheck_share:
+        sentence, on = (
+            f"{what} is not read again: polls need all requests, and sync.recheck_share is 0.",
+            False,
+        )
+    else:
+        sentence, on = f"{what} is read again for edits and deletions", True
+    round_s = max(days * DAY, pace.recheck_s) if on and pace.recheck_s is not None else None
+    if round_s is not None:
+        sentence += f", all of it in about {span(round_s)}."
+    elif on:
+        sentence += "; how long that takes cannot be told yet."
+    return {"on": on, "round_s": round_s, "sentence": sentence}
+
+
+def older(settings: Sync) -> str:
+    return f"What is older than {count(settings.lookback_days, 'day')}"
+
+
+def round_of(rt: Runtime, pace: Pace, one: progress.Round | None) -> dict[str, Any]:
+    """How far a connection's round is, in plain values and as a sentence."""
+    provider = rechecked(pace, rt.settings.sync)
+    one = one or progress.Round(None, 1.0, None, None)
+    told = rechecking(one, rt.settings.sync, rt.clock()) if provider["on"] else provider["sentence"]
+    return {**asdict(one), "sentence": told}
+
+
+def rechecking(one: progress.Round, settings: Sync, now: datetime) -> str:
+    """How far a connection's round is, for a person."""
+    what = older(settings)
+    if one.began_at is not None:
+        here = f"{what} is being read again since {one.began_at:%Y-%m-%d}: {percent(one.share)} so far."
+    elif one.due_at is None:
+        here = f"{what} is read again once all of it is here."
+    elif one.due_at > now:
+        here = f"{what} is read again from {one.due_at:%Y-%m-%d} on, as far as requests are left."
+    else:
+        here = f"{what} is read again as soon as requests are left for it."
+    return f"{here} The last round ended on {one.ended_at:%Y-%m-%d}." if one.ended_at else here
 
 
 def percent(share: float) -> str:

@@ -4,11 +4,15 @@ A *sweep* reads what is new since the last one, and a look-back before that for 
 and deletions; then some of the *backlog*, the span that was never read. A first import is nothing
 else: a backlog that goes back for years. Whatever ends a sweep (the budget, a dead worker, the end
 of the list), what is stored and what is written down agree, page by page.
+
+A *round* reads what lies below the look-back again, for edits and deletions that nobody told of: a
+backlog too, but one of which all is here.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,6 +22,7 @@ from typing import Any
 from sqlalchemy import Connection as Database
 from sqlalchemy import bindparam, func, select, update
 
+from lifelogger.connections import MOST_NAMED
 from lifelogger.errors import AccountRefused, BadRecord, Refused, Unavailable
 from lifelogger.http import Http
 from lifelogger.providers import base
@@ -30,6 +35,12 @@ log = logging.getLogger(__name__)
 
 READ_TO_THE_END_EVERY = timedelta(days=1)
 """How long we believe that nothing older than the oldest record was uploaded since."""
+GOLDEN = (5**0.5 - 1) / 2
+"""Its multiples spread evenly over [0, 1), however many there are: so first rounds spread over time."""
+NAMED_EVERY = timedelta(days=1)
+"""So long after the last round began may webhooks that name too much begin another: anybody can send them."""
+Note = Callable[[Database, datetime, bool], None]
+"""Writes down how far a walk has come (`Page.reached`, `Page.end`), in the transaction of the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +50,16 @@ class Hint:
     items: tuple[str, ...] = ()
     span: tuple[datetime, datetime] | None = None
     latest: bool = True
+    more: bool = False
+    """More items were named than these."""
 
     @classmethod
     def read(cls, about: Mapping[str, Any], *, all_of_it: bool) -> Hint:
         """As it is stored; `all_of_it`: what a poll reads is read besides, whatever it says."""
         since, until = (datetime.fromtimestamp(each, UTC) for each in about.get("span", (0, 0)))
         span = (since, until) if "span" in about else None
-        return cls(tuple(about.get("items", ())), span, all_of_it or about.get("latest", False))
+        items, latest = tuple(about.get("items", ())), about.get("latest", False)
+        return cls(items, span, all_of_it or latest, latest and len(items) >= MOST_NAMED)
 
 
 class Sweep:
@@ -70,6 +84,9 @@ class Sweep:
         self.stream, self.stream_id, self.connection_id = stream, state.id, state.connection_id
         self.began_at, self.ended_at = now, state.ended_at
         self.newer, self.oldest = state.newer, state.oldest
+        self.recheck_at, self.recheck_until = state.recheck_at, state.recheck_until
+        self.recheck_began_at = state.recheck_began_at
+        self.recheck_pause = timedelta(0)
         self.counts = Counts()
         self.never_read = state.cursor is None
         self.swept = False
@@ -96,6 +113,7 @@ class Sweep:
         self.present: dict[str, datetime | None] = {}
         """What was shown below `upper`, and where it lies; None: a bad record, somewhere."""
         self.readable = True
+        self.note: Note | None = None
         self.since = self.fresh_since
 
     def read_hinted(self, hint: Hint, *, suspect: bool = False) -> None:
@@ -130,6 +148,8 @@ class Sweep:
                 if not suspect:
                     raise
                 log.warning("connection %s: given up, as named: %s", self.connection_id, trouble)
+        if hint.more:
+            self._begin_soon()
 
     def _read_item(self, key: str) -> None:
         """Ask for one item. A refusal is of it alone: whoever is not signed can name what is not ours."""
@@ -150,11 +170,11 @@ class Sweep:
 
     def _read_span(self, since: datetime, until: datetime) -> None:
         """Read a span below the look-back again; how far the stream has been read stays as it is."""
-        self._begin(base.Window(since, until, now=self.began_at))
+        self._begin(base.Window(since, until, now=self.began_at), None)
         pages, self.pages = self.pages, None  # history begins anew, however this ends
         assert pages is not None
         for page in pages:
-            self._store(page, advance=False)
+            self._store(page)
 
     def _gone(self, key: str) -> None:
         """Empty an item that the provider no longer has, and nothing else that lies in the same instant."""
@@ -196,7 +216,7 @@ class Sweep:
         self.since = self.backlog[0] if joined and self.backlog else self.fresh_since
         expect = None if joined else self.newer
         window = base.Window(self.since, None, expect, self._floor(), self.began_at)
-        self._begin(window)
+        self._begin(window, self._advance)
         assert self.pages is not None
         for page in self.pages:
             self._store(page)
@@ -210,18 +230,93 @@ class Sweep:
             return
         if self.pages is None:
             self.since = self.backlog[0]
-            self._begin(base.Window(self.backlog[0], self.backlog[1], now=self.began_at))
+            self._begin(base.Window(self.backlog[0], self.backlog[1], now=self.began_at), self._advance)
         assert self.pages is not None
         for page in self.pages:
             self._store(page)
             yield
 
-    def _begin(self, window: base.Window) -> None:
-        self.pages = self.provider.pages(self.http, self.stream, window)
-        self.upper, self.present, self.readable = window.until, {}, True
+    @property
+    def recheck_due(self) -> bool:
+        """Whether a round may go on or begin: only where nothing is left that was never read."""
+        return self.backlog is None and self.recheck_at is not None and self.recheck_at <= self.began_at
 
-    def _store(self, page: base.Page, *, advance: bool = True) -> None:
-        """Commit one page with the cursor it earns, or nothing of it."""
+    def recheck(self, pause: timedelta, *, thrifty: bool) -> Iterator[None]:
+        """Read on in the round, or begin one, a page or so each time it is asked to go on.
+
+        It comes after `read_fresh`, which has shown what lies above. It goes down to the oldest record, and
+        at least as far as history does; `thrifty`: the oldest is taken for the end without a request that
+        shows it. After each page the next is due after a `pause`.
+        """
+        settings, self.recheck_pause = self.rt.settings.sync, pause
+        depth = self.began_at - timedelta(days=settings.history_days)
+        self.since = min(depth, self.oldest or depth)
+        if self.recheck_until is None:  # whole seconds: lists are asked for those
+            self.recheck_until = datetime.fromtimestamp(math.ceil(self.fresh_since.timestamp()), UTC)
+            self.recheck_began_at = self.began_at
+        top = self.recheck_until
+        if top <= self.since:
+            with self.rt.store.write() as db:
+                self.fenced(db)
+                self._go_round(db, top, True)
+            return
+        floor = self.oldest if thrifty else None
+        self._begin(base.Window(self.since, top, floor=floor, now=self.began_at), self._go_round)
+        assert self.pages is not None
+        for page in self.pages:
+            self._store(page)
+            if self.recheck_until is None or self.recheck_until < top:  # else nothing is gained yet
+                yield
+
+    def _begin_soon(self) -> None:
+        """Let a round begin with the next poll: of what webhooks named, it alone finds all."""
+        began_at = self.recheck_began_at
+        lately = began_at is not None and began_at > self.began_at - NAMED_EVERY
+        if not lately and self.recheck_until is None and self.recheck_at is not None:
+            with self.rt.store.write() as db:
+                self.fenced(db)
+                self._write_round(db, min(self.recheck_at, self.began_at), None)
+
+    def put_off(self, until: datetime) -> None:
+        """Let the round rest: it met trouble where it is."""
+        with self.rt.store.write() as db:
+            self.fenced(db)
+            self._write_round(db, until, None)
+
+    def _go_round(self, db: Database, reached: datetime, end: bool) -> None:
+        """Write down how far the round is, and when it goes on or the next begins."""
+        now = self.rt.clock()
+        done = end or reached <= self.since
+        self.recheck_until = None if done else reached
+        next_round = self.recheck_began_at + timedelta(days=self.rt.settings.sync.recheck_days)
+        self._write_round(
+            db, max(now + self.recheck_pause, next_round if done else now), now if done else None
+        )
+
+    def _write_round(self, db: Database, at: datetime, ended_at: datetime | None) -> None:
+        self.recheck_at = at
+        RECHECKED(
+            db,
+            of=self.stream_id,
+            recheck_at=at,
+            recheck_until=self.recheck_until,
+            recheck_began_at=self.recheck_began_at,
+            recheck_ended_at=ended_at,
+        )
+
+    def _first_round(self) -> datetime | None:
+        """When the first round may begin: a connection has its own time, so that not all begin at once."""
+        days = self.rt.settings.sync.recheck_days
+        if self.recheck_at is not None or not days:
+            return None
+        return self.began_at + timedelta(days=days * (self.connection_id * GOLDEN % 1))
+
+    def _begin(self, window: base.Window, note: Note | None) -> None:
+        self.pages = self.provider.pages(self.http, self.stream, window)
+        self.upper, self.present, self.readable, self.note = window.until, {}, True, note
+
+    def _store(self, page: base.Page) -> None:
+        """Commit one page with the place it earns, or nothing of it."""
         now = self.rt.clock()
         items = [self._item(raw) for raw in page.items]
         self.present.update(
@@ -245,8 +340,8 @@ class Sweep:
                         present=self.present.keys(),
                         now=now,
                     )
-                if advance:
-                    self._advance(db, page.reached, page.end)
+                if self.note is not None:
+                    self.note(db, page.reached, page.end)
         if page.reached is not None:
             # What was shown of the span below need not be shown again.
             below = {key: at for key, at in self.present.items() if at is None or at < page.reached}
@@ -282,6 +377,7 @@ class Sweep:
             backlog_since=left and left[0],
             backlog_until=left and left[1],
             ended_at=self.began_at if end else None,
+            recheck_at=None if left else self._first_round(),
         )
         self.history_s = max(0.0, self._left_at_first - _seconds(left))
         if end or reached <= self.since:
@@ -323,6 +419,22 @@ ADVANCE = Prepared(
         backlog_until=bindparam("backlog_until"),
         ended_at=func.coalesce(
             bindparam("ended_at", type_=Stream.ended_at.type), Stream.__table__.c.ended_at
+        ),
+        recheck_at=func.coalesce(
+            Stream.__table__.c.recheck_at, bindparam("recheck_at", type_=Stream.recheck_at.type)
+        ),
+    )
+)
+RECHECKED = Prepared(
+    update(table(Stream))
+    .where(Stream.__table__.c.id == bindparam("of"))
+    .values(
+        recheck_at=bindparam("recheck_at"),
+        recheck_until=bindparam("recheck_until"),
+        recheck_began_at=bindparam("recheck_began_at"),
+        recheck_ended_at=func.coalesce(
+            bindparam("recheck_ended_at", type_=Stream.recheck_ended_at.type),
+            Stream.__table__.c.recheck_ended_at,
         ),
     )
 )

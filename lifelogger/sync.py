@@ -9,6 +9,7 @@ Connections know nothing of each other: each begins, waits, fails and ends for i
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
 
-from lifelogger import leaving, pacing
+from lifelogger import leaving, pacing, recheck
 from lifelogger import runtime as processwide
 from lifelogger.budget import CountUnknown
 from lifelogger.connections import LATEST, under_way
@@ -35,7 +36,7 @@ from lifelogger.errors import (
     SignInAgain,
     Wait,
 )
-from lifelogger.habits import Habits
+from lifelogger.habits import DAY, Habits
 from lifelogger.http import Http
 from lifelogger.mutex import Lock
 from lifelogger.providers import base
@@ -63,6 +64,8 @@ TRIES_OF_NAMED = 3
 LONGEST_HISTORY = timedelta(seconds=20)
 """How long one sync reads on in a connection's past: a worker that does can serve nobody else, and where all
 do, who has just connected waits; the user's own news waits for the lock."""
+RECHECK_RESTS = timedelta(days=1)
+"""How long a round rests that met trouble: it may be of one old page, and each try costs a request."""
 
 
 class TakenOver(LifeloggerError):
@@ -325,19 +328,27 @@ class ConnectionSync:
         Only a lost lock is raised: then nothing may be written.
         """
         self._attempt(self._read_fresh)
-        if self.journal.outcome != "ok" or not self.unread:
+        if self.journal.outcome != "ok" or not (self.unread or self.rechecks):
             self._end()
 
     def history(self) -> None:
-        """Read on in the past, and finish, unless `fresh` did. Raises as `fresh`."""
+        """Read on in the past, or some of it again, and finish, unless `fresh` did. Raises as `fresh`."""
         if not self.ended:
-            self._attempt(self._read_history)
+            self._attempt(self._read_history if self.unread else self._recheck)
             self._end()
 
     @property
     def unread(self) -> bool:
         """Whether there is history left to read."""
         return self.only is None and any(sweep.backlog for sweep in self.sweeps)
+
+    @property
+    def rechecks(self) -> list[Sweep]:
+        """The streams whose rounds may go on or begin, which waits longest first: a tick's work alone."""
+        if self.trigger != "tick" or self.only is not None or not self.rt.settings.sync.recheck_days:
+            return []
+        due = [sweep for sweep in self.sweeps if sweep.recheck_due]
+        return sorted(due, key=lambda sweep: sweep.recheck_at or self.row["started_at"])
 
     def _end(self) -> None:
         self.ended = True
@@ -464,6 +475,72 @@ class ConnectionSync:
                     break
                 troubled = True  # with this list, perhaps: the others are not kept waiting for it
 
+    def _recheck(self) -> None:
+        """Read some of what is older than the look-back again, if requests are left for it.
+
+        What is new has been read, so nothing here makes the sync another than it was.
+        """
+        http, spare, read, deadline = self.http, self._spare(), 0, self.rt.clock() + LONGEST_HISTORY
+        assert http is not None  # `fresh` went well
+        if spare is None:
+            return
+        before = http.requests
+        for sweep in self.rechecks:
+            try:
+                for _ in sweep.recheck(spare.pause, thrifty=spare.turn is not None):
+                    read += 1
+                    if read == spare.pages or self.rt.clock() >= deadline:
+                        break
+            except BudgetSpent as wait:
+                log.debug("connection %s: no round now: %s", self.row["id"], wait.reason)
+                break
+            except (LockLost, TakenOver, SignInAgain):
+                raise
+            except Exception as trouble:
+                fault = not isinstance(trouble, LifeloggerError)
+                log.warning("connection %s: its round rests: %s", self.row["id"], trouble, exc_info=fault)
+                why = "see the log" if fault else str(trouble)
+                self.journal.message = f"What is older is read again later: {why}"
+                sweep.put_off(self.rt.clock() + RECHECK_RESTS)
+                break
+            if read == spare.pages or self.rt.clock() >= deadline:
+                break
+        if read and not self.off and not self.journal.message:
+            self.journal.message = f"Read {read} page{'' if read == 1 else 's'} of what is older again."
+        if spare.turn is not None and http.requests - before != 1:
+            with self.rt.store.write() as db:
+                spent = spare.turn * (http.requests - before)
+                recheck.charge_turn(db, *self.application.key, self.rt.clock() + spent)
+
+    def _spare(self) -> recheck.Spare | None:
+        """What others leave for rounds; None: nothing.
+
+        Where there are requests for everybody, it is what the windows have left of their paced part when all
+        that is claimed, and the polls of one more tick, are served. Where polls use the whole day nothing is
+        ever left: there all connections take turns, a page each, so often that it comes to a share of it.
+        """
+        rt, settings, http = self.rt, self.rt.settings, self.http
+        assert http is not None
+        cost, polls = self.provider.poll_cost(self.settings), 0
+        with rt.store.read() as db:
+            pace = pacing.read(db, *self.application.key)
+        if pace.scarce:
+            now, turn = rt.clock(), recheck.turn(pace.offered, settings.sync.recheck_share)
+            if turn is None:
+                return None
+            with rt.store.write() as db:
+                if not recheck.take_turn(db, *self.application.key, now, now + turn):
+                    return None
+            turns = max(1.0, pace.connections) * len(self.sweeps)
+            spare = recheck.Spare(1, turn, recheck.of_seconds(turn.total_seconds() * turns))
+        else:
+            http.pace = settings.sync.interval_seconds
+            polls = math.ceil(pace.wanted * settings.sync.interval_seconds / DAY)
+            spare = recheck.Spare(settings.sync.history_pages)
+        http.leave_share = settings.schedule.reserve
+        http.leave = lambda: max(0, under_way(rt, *self.application.key) - 1) * cost + polls
+        return spare
+
     def _guarded(self, sweep: Sweep, read: Any) -> None:
         """A stream that is refused is switched off for a while and says so; the others go on."""
         try:
@@ -473,7 +550,8 @@ class ConnectionSync:
         except Refused as refusal:
             log.warning("connection %s: stream %s: %s", self.row["id"], sweep.stream.name, refusal)
             self.off.append(f"{sweep.stream.name}: {refusal}")
-            sweep.backlog = None  # stays written down; of this sync it is no part any more
+            # They stay written down; of this sync they are no part any more.
+            sweep.backlog = sweep.recheck_at = None
             self._note(sweep.stream, str(refusal), self.rt.clock() + REFUSED_FOR)
 
     def _open(self, http: Http) -> list[Sweep]:

@@ -107,6 +107,13 @@ def wipe(live: Runtime) -> None:
     live.redis.flushdb()
 
 
+def begin_rounds(live: Runtime, user_id: str) -> None:
+    """What is older than the look-back is due to be read again, in all streams of a user."""
+    mine = select(Connection.id).where(Connection.user_id == user_id)
+    with live.store.write() as db:
+        db.execute(update(Stream).where(Stream.connection_id.in_(mine)).values(recheck_at=live.clock()))
+
+
 # Circumstances ---------------------------------------------------------------------------------------
 
 

@@ -433,6 +433,10 @@ def test_status_for_people(with_people: Callable[..., Said], live: Runtime) -> N
     assert "1 user, 1 connection, " in said.out
     assert "last sync 12:02 UTC." in said.out
     assert "reads to 12:15 UTC: " in said.out
+    assert "  What is older than 7 days is read again for edits and deletions; how long" in said.out
+    assert (
+        "  What is older than 7 days is read again from 2026-12-13 on" in with_people("status", "alice").out
+    )
     change(live, "alice", status="needs_reauth", status_reason="Strava has ended it", next_sync_at=None)
     assert "To be signed in again by their people: 1 connection." in with_people("status").out
     assert "Has to sign in again: Strava has ended it." in with_people("status", "alice").out
@@ -448,6 +452,7 @@ def test_the_plan_for_people(with_people: Callable[..., Said], live: Runtime) ->
     assert "alice" in said.out
     assert with_people("plan", "alice").out == (
         "strava: next at 12:15 UTC. There are requests for everybody, every 15 minutes.\n"
+        "  What is older than 7 days is read again from 2026-12-13 on, as far as requests are left.\n"
     )
     assert with_people("plan", "nobody").status == 1
 

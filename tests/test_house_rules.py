@@ -469,6 +469,8 @@ def test_the_settings_are_these() -> None:
             "lookback_days",
             "history_days",
             "history_pages",
+            "recheck_days",
+            "recheck_share",
             "journal_days",
             "lease_seconds",
             "lock_seconds",

@@ -188,6 +188,7 @@ class Stream(Base):
 
     Everything from `backlog_until` up to `cursor` is known; what lies in
     [`backlog_since`, `backlog_until`) is still to be read, newest first. Both None: nothing is.
+    What lies below the look-back is read again in rounds, of which the `recheck_` columns tell.
     """
 
     __tablename__ = "streams"
@@ -209,6 +210,14 @@ class Stream(Base):
     backlog_until: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     """When the list was last read down to its very end."""
+    recheck_at: Mapped[datetime | None]
+    """When the next page of a round may be read, or the first of a new one; None: not known yet."""
+    recheck_until: Mapped[datetime | None]
+    """Everything from here up to the look-back was read again in this round; None: no round is under way."""
+    recheck_began_at: Mapped[datetime | None]
+    """When this round began, or if none is under way the last one."""
+    recheck_ended_at: Mapped[datetime | None]
+    """When the last whole round ended."""
 
 
 class Record(Base):
@@ -471,6 +480,12 @@ class Pace(Base):
     """When a webhook last brought us to news."""
     deaf: Mapped[bool] = mapped_column(default=False)
     """Webhooks that used to come have stopped."""
+    connections: Mapped[float] = mapped_column(default=0.0)
+    """How many are polled, as far as a sample tells."""
+    recheck_s: Mapped[float | None]
+    """How long a round over what is older than the look-back takes, as the sample has it."""
+    recheck_at: Mapped[datetime | None]
+    """Where requests are scarce: before that nobody's round has another one."""
 
 
 class Webhook(Base):

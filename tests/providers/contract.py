@@ -40,6 +40,7 @@ from lifelogger.store import models
 from lifelogger.store.pages import VALUES
 from tests.live import (
     NOON,
+    begin_rounds,
     change,
     connection,
     in_background,
@@ -424,6 +425,63 @@ class Contract(ABC):
 
         assert (run.outcome, run.counts.deleted) == ("ok", 0)
         assert self.stored() == before
+
+    def test_old_edits_and_deletions_arrive_within_a_round(self) -> None:
+        """Promise 6, beyond the look-back: in every stream, at the cost of its pages."""
+        self.arrive_within_a_round(pages=10)
+
+    @pytest.mark.slow
+    def test_a_round_goes_on_below_any_page(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One short page at each tick."""
+        self.small_pages(self.sandbox, monkeypatch)
+        self.arrive_within_a_round(pages=1)
+
+    def arrive_within_a_round(self, pages: int) -> None:
+        self.live = tuned(self.live, sync={"history_days": 50, "lookback_days": 2, "history_pages": pages})
+        self.connect("alice")
+        self.imported_at_leisure()
+        for stream in self.streams:
+            old = [
+                each["key"] for each in self.items(stream.name)
+                if self.provider.record(stream, each["item"]).ordered_at < NOON - timedelta(days=4)
+            ]  # fmt: skip
+            assert len(old) >= 3, f"too few of {stream.name} before the look-back for this test"
+            self.alter(stream.name, old[-1], fields=self.lists[stream.name].edit)
+            self.alter(stream.name, old[0], fields=self.lists[stream.name].edit)
+            self.alter(stream.name, old[len(old) // 2], deleted=True)
+        self.sandbox.step(QUARTER)
+        (poll,) = ticked(self.live, "alice")
+        unseen = [name for name, items in self.truth().items() if self.stored()[name] != items]
+        begin_rounds(self.live, "alice")
+
+        runs = self.rounds()
+        self.sandbox.step(QUARTER)
+        (after,) = ticked(self.live, "alice")
+
+        assert (poll.counts.deleted, unseen) == (0, [stream.name for stream in self.streams])
+        assert self.stored() == self.truth()
+        assert sum(run.counts.deleted for run in runs) == len(self.streams)
+        assert {run.outcome for run in runs} == {"ok"}
+        assert sum(run.requests for run in runs) >= len(runs) * self.cost + len(self.streams)
+        assert (poll.requests, after.requests) == (self.cost, self.cost), "other polls cost what they did"
+
+    def imported_at_leisure(self) -> None:
+        for _ in range(60):
+            assert self.synced().outcome == "ok"
+            if self.all_read():
+                return
+            self.sandbox.step(QUARTER)
+        raise AssertionError("the import does not end")
+
+    def rounds(self) -> list[sync.Run]:
+        """Ticks until each stream's round is over."""
+        runs = []
+        for _ in range(60):
+            self.sandbox.step(QUARTER)
+            runs += ticked(self.live, "alice")
+            if all(row.recheck_ended_at for row in rows(self.live, models.Stream.__table__, "alice")):
+                return runs
+        raise AssertionError("the round does not end")
 
     # What is wrong with an item
 

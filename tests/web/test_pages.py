@@ -119,6 +119,27 @@ def test_an_import_has_a_bar_and_a_sentence_without_scripts(client: TestClient, 
     assert "Still importing their past: 1 connection." in text(client.get("/").text)
 
 
+def test_a_round_over_the_past_has_a_sentence(client: TestClient, runtime: Runtime) -> None:
+    now = runtime.clock()
+    connection = connect(runtime, "ann", news_at=None)
+    began, ended = now - timedelta(days=2), now - timedelta(days=31)
+    read_stream(
+        runtime,
+        connection,
+        recheck_at=now,
+        recheck_began_at=began,
+        recheck_until=began - timedelta(days=107),
+        recheck_ended_at=ended,
+    )
+    recorded(runtime, connection, ordered_at=began - timedelta(days=207))
+
+    said = text(client.get("/users/ann").text)
+
+    assert f"is being read again since {began:%Y-%m-%d}: 50 % so far." in said
+    assert f"The last round ended on {ended:%Y-%m-%d}." in said
+    assert "What is older than 7 days is read again for edits and deletions;" in text(client.get("/").text)
+
+
 def test_webhooks_in_and_out_say_how_they_stand(
     app: FastAPI, client: TestClient, runtime: Runtime, broker: RedisBroker, visit: Callable[..., TestClient]
 ) -> None:
