@@ -215,7 +215,8 @@ def drawn(
         # Written out: a parameter does not tell a database that its partial index fits.
         Connection.status == literal("active", literal_execute=True),
     )
-    few = db.scalars(select(Connection.id).where(*mine).limit(LOOKED_AT)).all()
+    first = select(Connection.id).where(*mine).order_by(Connection.token_expires_at)  # as an index has them
+    few = db.scalars(first.limit(LOOKED_AT)).all()
     if not few:
         return Sample([], 1)
     dice = random.Random(f"{path_of(provider, application)} {now.isoformat()}")

@@ -67,8 +67,13 @@ REVOKE = "POST /oauth/revoke"
 
 @pytest.fixture
 def endpoints(endpoints: dict[str, Any]) -> dict[str, Any]:
-    """Each provider has a second application."""
-    return {name: {**each, "applications": {"second": SECOND}} for name, each in endpoints.items()}
+    """Each provider has a second application, at Google of a second project."""
+    found = {name: {**each, "applications": {"second": SECOND}} for name, each in endpoints.items()}
+    google = found["fitbit"]
+    google |= {"project": "first", "service_account": "sandbox"}
+    google["webhook_keys_url"] = f"{google['api_url']}/googlehealthapi/webhooks/webhooks_public_keyset.json"
+    google["applications"] = {"second": {**SECOND, "project": "second", "service_account": "its own"}}
+    return found
 
 
 def let_in_at_second(live: Runtime, sandbox: Control, *people: str, provider: str = "strava") -> None:
@@ -542,7 +547,7 @@ def served(live: Runtime) -> Iterator[Runtime]:
 
 
 @ONCE
-@pytest.mark.parametrize("provider", ["strava", "oura"])
+@pytest.mark.parametrize("provider", ["strava", "fitbit", "oura"])
 def test_each_application_subscribes_for_itself(served: Runtime, sandbox: Control, provider: str) -> None:
     """With its own secret, to its own address; ending one's leaves the other's."""
     let_in(served, sandbox, "alice", provider=provider)
@@ -558,6 +563,10 @@ def test_each_application_subscribes_for_itself(served: Runtime, sandbox: Contro
         assert found[path]["fault"] is None
     made = sandbox.webhooks(provider)["subscriptions"]
     assert {each["client"] for each in made} == {"sandbox", "two"}
+    own = [
+        entry for entry in sandbox.ledger(provider=provider, kind="other") if "keyset" not in entry["path"]
+    ]
+    assert Counter(entry["client"] for entry in own) == {"sandbox": len(own) / 2, "two": len(own) / 2}
     assert webhooks.remove(served, provider, "second") == len(made) / 2
     assert {each["client"] for each in sandbox.webhooks(provider)["subscriptions"]} == {"sandbox"}
     assert len(webhooks.known(served)[provider]["subscriptions"]) == len(made) / 2

@@ -278,8 +278,8 @@ class Fitbit(Provider):
     hook_retries = tuple(min(60 * 2**turn, 43_200) for turn in range(20))
     """Again and again for about a week; how far apart is not told."""
 
-    def _project(self, call: Call) -> str:
-        """The application whose project it is, by the token of a service account.
+    def named(self, call: Call) -> str:
+        """Told by the token of a service account.
 
         An application's secret is taken for one: whose account it is cannot be known here.
         """
@@ -287,10 +287,14 @@ class Fitbit(Provider):
         client, until = self.state.get("fitbit.service_tokens", {}).get(word, ("", 0))
         if until > call.now:
             return str(client)
-        found = [client for client, secret in self.secrets.items() if secret == word]
-        if not found or not word:
+        return next((client for client, secret in self.secrets.items() if word and secret == word), "")
+
+    def _project(self, call: Call) -> str:
+        """The application whose project it is."""
+        client = self.named(call)
+        if not client:
             raise Refusal(401, "no service account", self.failure(401))
-        return found[0]
+        return client
 
     def service_account(self, client: str) -> dict[str, str]:
         """The private half of a new key; the public one is kept."""

@@ -222,8 +222,11 @@ class Oura(Provider):
     """Ten more tries, over about an hour."""
     hook_gone = True
 
+    def named(self, call: Call) -> str:
+        return call.headers.get("x-client-id", "")
+
     def _application(self, call: Call) -> str:
-        client = call.headers.get("x-client-id", "")
+        client = self.named(call)
         if not self.knows_client(client, call.headers.get("x-client-secret", "")):
             raise Problem(401, "wrong client id or secret")
         return client

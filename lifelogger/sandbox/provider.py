@@ -237,8 +237,14 @@ class Provider(ABC):
         if kind != PAGE and not call.client:
             # A token that was never given out tells no application. Whoever sent it is most likely
             # the one that signed in last, and shall not get requests for free.
-            call.client = call.token.grant.client if call.token else self.grants.newest_client()
+            named = self.named(call)
+            known = named if named in self.secrets else self.grants.newest_client()
+            call.client = call.token.grant.client if call.token else known
         call.entry.client = call.client or None
+
+    def named(self, call: Call) -> str:
+        """The application in whose name a request is made that has no person's token; empty: it says none."""
+        return call.form.get("client_id") or call.asked("client_id") or ""
 
     def count(self, call: Call) -> None:
         """Count the request into the windows of its arrival. Belongs into a transaction."""

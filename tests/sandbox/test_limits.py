@@ -110,3 +110,18 @@ def test_applications_have_limits_of_their_own_and_share_them_inside(ask: Ask, c
 def test_what_people_see_in_a_browser_costs_nothing(ask: Ask, control: Control) -> None:
     assert "X-RateLimit-Usage" not in ask("/oauth/authorize").headers
     assert control.summary()["windows"] == []
+
+
+def test_a_request_in_an_applications_own_name_is_counted_for_it(ask: Ask, control: Control) -> None:
+    """Whoever signed in last; of one that nobody has heard of, that one pays."""
+    control.connect("alice")
+    control.connect("alice", client_id="other", client_secret="x")
+
+    for client in ("sandbox", "stranger"):
+        ask("/api/v3/push_subscriptions", params={"client_id": client, "client_secret": "sandbox"})
+
+    assert [entry["client"] for entry in control.ledger()] == ["sandbox", "other"]
+    assert {(each["client_id"], each["used"]) for each in control.summary()["windows"]} == {
+        ("sandbox", 1),
+        ("other", 1),
+    }
