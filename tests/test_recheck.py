@@ -17,6 +17,7 @@ from lifelogger.connections import note_hint, note_news
 from lifelogger.providers import strava
 from lifelogger.providers.base import Event
 from lifelogger.runtime import Runtime
+from lifelogger.settings import MAIN
 from lifelogger.store.models import Pace, Record, Stream
 from tests.live import (
     LIST,
@@ -524,10 +525,10 @@ def test_a_turn_is_taken_by_one(live: Runtime) -> None:
     paced(live)
     hour = timedelta(hours=1)
     with live.store.write() as db:
-        first = [recheck.take_turn(db, "strava", NOON, NOON + hour) for _ in range(2)]
-        early = recheck.take_turn(db, "strava", NOON + hour / 2, NOON + 2 * hour)
-        later = recheck.take_turn(db, "strava", NOON + hour, NOON + 2 * hour)
-        nobodys = recheck.take_turn(db, "oura", NOON, NOON + hour)
+        first = [recheck.take_turn(db, "strava", MAIN, NOON, NOON + hour) for _ in range(2)]
+        early = recheck.take_turn(db, "strava", MAIN, NOON + hour / 2, NOON + 2 * hour)
+        later = recheck.take_turn(db, "strava", MAIN, NOON + hour, NOON + 2 * hour)
+        nobodys = recheck.take_turn(db, "oura", MAIN, NOON, NOON + hour)
 
     assert (first, early, later, nobodys) == ([True, False], False, True, False)
 

@@ -9,7 +9,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import insert, inspect, select
+from sqlalchemy import column, insert, inspect, select, table
 
 from lifelogger.store import Store
 from lifelogger.store.migrate import FOLDER, downgrade, revisions, upgrade
@@ -90,7 +90,8 @@ def test_what_there_was_belongs_to_the_main_application(store: Store) -> None:
     hook = {"provider": "oura", "subscriptions": [{"id": "1"}], "checked_at": NOW, "fault": "none answers"}
     with store.write() as db:
         for model, row in ((Pace, pace), (Webhook, hook)):
-            db.execute(insert(model.__table__).inline().values(row))
+            then = table(model.__tablename__, *(column(name, getattr(model, name).type) for name in row))
+            db.execute(insert(then).values(row))
 
     def kept() -> list[dict[str, object]]:
         with store.read() as db:
