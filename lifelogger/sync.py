@@ -243,6 +243,13 @@ def _streams() -> Any:
 
 
 STREAMS = Prepared(_streams())
+INSERTED = Prepared(
+    select(Record.stream, Record.ordered_at, Record.end_at, Record.utc_offset_s)
+    .where(Record.connection_id == bindparam("of"), Record.created_at >= bindparam("since"))
+    .order_by(Record.change.desc())
+    .limit(bindparam("most"))
+)
+"""The newest records of a connection, as many as a sync has brought."""
 OURS = Prepared(
     select(Connection.id)
     .where(Connection.id == bindparam("of"), Connection.fence == bindparam("fence"))
@@ -658,12 +665,9 @@ class ConnectionSync:
         """The records that are new with this sync."""
         if not self.journal.counts.inserted:
             return []
-        return db.execute(
-            select(Record.stream, Record.ordered_at, Record.end_at, Record.utc_offset_s)
-            .where(Record.connection_id == self.row["id"], Record.created_at >= self.row["started_at"])
-            .order_by(Record.change.desc())
-            .limit(self.journal.counts.inserted)
-        ).all()
+        return INSERTED(
+            db, of=self.row["id"], since=self.row["started_at"], most=self.journal.counts.inserted
+        )
 
     def _finish(self, until: datetime | None) -> None:
         """Close the journal row and say when the connection is next due."""
