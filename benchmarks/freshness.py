@@ -77,6 +77,8 @@ SLOTS = WEEK // TICK
 A_DAY = DAY // TICK
 MONDAY = 1_798_416_000
 """When the world begins to be watched: a Monday, 00:00 UTC."""
+INDOORS = "Workout"
+"""What everybody does: there is no track to draw."""
 LATE_S = 20
 """Ticks come this long after the quarter of an hour."""
 DAILY, QUARTERLY = 1000, 100
@@ -170,7 +172,7 @@ class Life:
     def __init__(self, person: Person, uploads: Any, ends: Any, first_key: int) -> None:
         self.done = sorted(
             Activity(
-                first_key + number, person.index, int(MONDAY + end - 3000), 3000, "Run", MONDAY + at, False
+                first_key + number, person.index, int(MONDAY + end - 3000), 3000, INDOORS, MONDAY + at, False
             )
             for number, (at, end) in enumerate(zip(uploads.tolist(), ends.tolist(), strict=True))
         )
