@@ -67,7 +67,7 @@ from lifelogger.sandbox.clock import Clock
 from lifelogger.sandbox.people import FIRST_ADDED_KEY, Activity, Person
 from lifelogger.sandbox.strava import Strava
 from lifelogger.sandbox.world import World
-from lifelogger.settings import load_settings
+from lifelogger.settings import MAIN, load_settings
 from lifelogger.store.models import Connection, Record
 
 TICK = 900
@@ -339,7 +339,7 @@ def connect(rt: Runtime, world: World, *, told: bool) -> None:
                 here = update(Connection).where(Connection.user_id == person.user_id)
                 db.execute(here.values(habits=one.pack()))
     world.clock.freeze(MONDAY - 2)
-    planner.allowance(rt, "strava", rt.clock())  # sets the price
+    planner.allowance(rt, "strava", MAIN, rt.clock())  # sets the price
     with rt.store.write() as db:
         pace = pacing.read(db, "strava")
         for row in db.execute(select(Connection.id, Connection.habits, Connection.last_sync_at)).all():
