@@ -49,6 +49,10 @@ SURELY = 0.9
 """Of that time a poll is planned so early: its tick may come late, and be full."""
 LEAST_OFFERED = 0.1
 """The share of what there is that polls are offered, however many news webhooks announce."""
+LATE = 1.5
+"""Requests that are set aside for each of the news that webhooks tell of and no request is left for."""
+MOST_FOR_LATE = 0.4
+"""The share of what there is that is set aside for them at most."""
 DEAF = 1e-4
 """How unlikely it must be that no webhook came, for us to believe that they have stopped."""
 
@@ -180,8 +184,6 @@ def price(
         if pace.priced_at is not None and now - pace.priced_at < PRICED_EVERY:
             return pace
         sample = drawn(db, provider, now, application, timedelta(days=rt.settings.sync.lookback_days))
-        if put_off(db, provider, application):  # webhooks come: what is missing is requests
-            pace = replace(pace, heard_at=now)
     mine = rt.application(provider, application)
     cost = max(1, mine.provider.poll_cost(mine.settings))
     pace = priced(pace, sample, offer(windows), cost, interval(rt), rt.settings.sync.longest_days, now)
@@ -264,7 +266,7 @@ def priced(
     pace = replace(pace, longest_s=max(longest_days * DAY, DAYS_A_ROUND * round_s))
     pace = replace(pace, deaf=is_deaf(pace, sample, now))
     hints = announced(pace, sample, now)
-    offered = max(offered * LEAST_OFFERED, offered - sum(hints))
+    offered = left(offered, sum(hints))
     pace = replace(pace, offered=offered)
     free, _ = wants(replace(pace, price=0.0), sample, cost, every, now)
     if free <= offered:  # everybody at every tick
@@ -327,6 +329,16 @@ def wants(
     return total * sample.each * cost, [each * sample.each for each in curve]
 
 
+def left(offered: float, told: float) -> float:
+    """What polls are offered a day, if webhooks tell of so many news: what those leave, and a tenth at least.
+
+    Where they are too many, some wait for another day. What is set aside for those is missing for others, but
+    a request that comes late brings all that has happened to a person since.
+    """
+    waiting = min(offered * MOST_FOR_LATE, (told - offered) * LATE)
+    return max(offered * LEAST_OFFERED, offered - told, waiting)
+
+
 def announced(pace: Pace, sample: Sample, now: datetime) -> list[float]:
     """News of the next day that webhooks will tell of, by hour of the UTC day: each costs a request then."""
     start, found = now.timestamp(), [0.0] * 24
@@ -337,15 +349,6 @@ def announced(pace: Pace, sample: Sample, now: datetime) -> list[float]:
         for hour, news in enumerate(habits.expected(pace.crowd, start, HOUR, 24)):
             found[int((start + hour * HOUR) % DAY / HOUR)] += news * told * sample.each
     return found
-
-
-def put_off(db: Database, provider: str, application: str = MAIN) -> bool:
-    """Whether something that a webhook told of waits for its budget."""
-    mine = (Connection.provider == provider, Connection.application == application)
-    known = (Connection.next_sync_at.is_not(None), Connection.news_at.is_not(None))  # as the index has them
-    told = (Connection.news_streams.is_not(None), Connection.wait_reason.is_not(None))
-    query = select(Connection.id).where(*mine, *known, *told).limit(1)
-    return db.execute(query).first() is not None
 
 
 def is_deaf(pace: Pace, sample: Sample, now: datetime) -> bool:

@@ -59,6 +59,8 @@ HINTED_EVERY = timedelta(minutes=1)
 """How often webhooks make us look at a connection at most: what is not signed can come from anybody."""
 LEFT_BY_HINTS = 0.5
 """The part of the reserve that hints leave to people: many of them, of many people, may be forged."""
+PUT_OFF = timedelta(hours=1)
+"""News of a webhook that a spent budget makes wait longer than that wait as polls do."""
 TRIES_OF_NAMED = 3
 """Failures in a row until what webhooks name is suspect: it may be what fails, and be forged."""
 LONGEST_HISTORY = timedelta(seconds=20)
@@ -326,6 +328,8 @@ class ConnectionSync:
         self.ended = False
         self.more = False
         """Whether something of the user became due meanwhile, whose message found the lock taken."""
+        self.spent = False
+        """Whether it ended for want of budget."""
         self.held = False
         """Whether the budget has no more for history."""
 
@@ -385,8 +389,8 @@ class ConnectionSync:
             self.until = self.rt.clock() + REFUSED_FOR
         except Wait as wait:
             # Spent is the ordinary case; trouble raises the back-off's exponent.
-            spent = isinstance(wait, BudgetSpent)
-            self.journal.outcome, self.journal.message = ("deferred" if spent else "failed"), wait.reason
+            self.spent = isinstance(wait, BudgetSpent)
+            self.journal.outcome, self.journal.message = ("deferred" if self.spent else "failed"), wait.reason
             self.until = wait.until or self._back_off()
             if isinstance(wait, CountUnknown):
                 self.until = self.rt.clock()  # due at once: whoever learns the count has a plan made
@@ -719,6 +723,16 @@ class ConnectionSync:
                 failed = run.outcome == "failed"
                 values |= {"next_sync_at": until, "wait_reason": run.message}
                 values |= {"failures": self.row["failures"] + 1} if failed else {}
+                if (
+                    self.spent
+                    and news.news_streams is not None
+                    and until is not None
+                    and until - now > PUT_OFF
+                ):
+                    # First of all tomorrow, it would take the requests of tomorrow's news, which had to wait:
+                    # it has its turn among the polls, and still knows where to look.
+                    values["news_at"] = None
+                    pacing.heard(db, run.provider, now, self.application.name)  # webhooks come
             if run.outcome == "needs_reauth":  # rare, and depends on what the row says
                 db.execute(update(Connection).where(Connection.id == run.connection_id).values(values))
             else:

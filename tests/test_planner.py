@@ -564,6 +564,17 @@ def test_a_day_is_used_and_lasts_whatever_is_due_when(curve: list[float], due: l
     assert used >= 970
 
 
+def test_polls_have_their_part_of_a_day_that_webhooks_use_up() -> None:
+    """Else the floor would not hold, and what such a day has put off would wait for ever."""
+    busy = dataclasses.replace(EVENING, offered=300)
+
+    plans = [at(number / 4, 900, busy) for number in range(80)]
+
+    assert sum(plan.background for plan in plans) == 300 * 80 / 96
+    assert not any(plan.early for plan in plans)
+    assert at(12, 1000, busy).background == 0
+
+
 def test_when_webhooks_stop_whoever_relied_on_them_is_polled_at_once() -> None:
     """Their times are far away, with requests for everybody too."""
     assert at(12, 0, Pace(deaf=True)) == Allowance(news=1000, background=511, early=511)

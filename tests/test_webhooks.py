@@ -19,7 +19,7 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 import lifelogger.broker
-from lifelogger import cli, leaving, sync, webhooks
+from lifelogger import cli, client, leaving, planner, sync, webhooks
 from lifelogger.broker import make_broker
 from lifelogger.connections import import_lines, note_hint, note_news
 from lifelogger.errors import Refused, Unavailable
@@ -1006,6 +1006,48 @@ def test_hints_leave_half_of_the_reserve_to_people(served: Runtime, sandbox: Con
         outcomes[others] = (poll.outcome, hinted.outcome, asked.outcome)
 
     assert outcomes == {910: ("deferred", "ok", "ok"), 45: ("deferred", "deferred", "ok")}
+
+
+@ON_SQLITE
+def test_what_a_spent_day_puts_off_waits_as_polls_do_and_is_not_forgotten(
+    served: Runtime, sandbox: Control
+) -> None:
+    """First of all the next day, it would take the requests of that day's news."""
+    old = sandbox.add("alice", start=LONG_AGO)
+    settle(served, sandbox)
+    sandbox.edit(old, fields={"name": "Another name"})
+    delivered(sandbox)
+    sandbox.limits(reads=(2000, 1000), overall=(9000, 9000))
+    sandbox.spend(1000)
+
+    outcomes = [run.outcome for _ in range(2) for run in sync.run("alice", "news", runtime=served)]
+
+    assert outcomes[-1] == "deferred"
+    waiting = connection(served, "alice")
+    assert (waiting.news_at, waiting.news_streams) == (None, ["activities"])
+    assert waiting.wait_reason
+    assert waiting.next_sync_at.date() == served.clock().date() + timedelta(days=1)
+    assert all(each["pending"] for each in client.freshness("alice", runtime=served))
+    assert planner.serve_news(lambda _: None, runtime=served) == 0
+
+    sandbox.step(12.5 * 3600)
+    change(served, "alice", next_sync_at=served.clock())
+    assert [run.outcome for run in ticked(served, "alice")] == ["ok"]
+    assert stored(served, "alice") == truth(sandbox, "alice")
+    assert connection(served, "alice").news_streams is None
+
+
+@ON_SQLITE
+def test_what_waits_for_the_next_quarter_of_an_hour_stays_news(served: Runtime, sandbox: Control) -> None:
+    settle(served, sandbox)
+    hint(served, "alice", [Event(owner_of(served), ("activities",))])
+    sandbox.limits(reads=(100, 9000), overall=(9000, 9000))
+    sandbox.spend(100)
+
+    outcomes = [run.outcome for _ in range(2) for run in sync.run("alice", "news", runtime=served)]
+
+    assert outcomes[-1] == "deferred"
+    assert connection(served, "alice").news_at is not None
 
 
 # With real processes -------------------------------------------------------------------------------
