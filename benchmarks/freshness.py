@@ -51,7 +51,6 @@ from typing import Any, ClassVar
 import numpy as np
 import requests
 import urllib3
-from requests.adapters import BaseAdapter
 from sqlalchemy import select, update
 
 from lifelogger import http, pacing, planner, sync, webhooks
@@ -68,6 +67,7 @@ from lifelogger.sandbox.people import FIRST_ADDED_KEY, Activity, Person
 from lifelogger.sandbox.strava import Strava
 from lifelogger.sandbox.world import World
 from lifelogger.settings import MAIN, load_settings
+from lifelogger.settings import Http as HttpLimits
 from lifelogger.store.models import Connection, Record
 
 TICK = 900
@@ -185,14 +185,14 @@ class Life:
 # Everything in one process -------------------------------------------------------------------------
 
 
-class ShortWire(BaseAdapter):
-    """Requests of the `requests` library, answered by the sandbox without a socket between."""
+class ShortWire(http.Session):
+    """Requests that the sandbox answers without a socket between."""
 
     def __init__(self, sandbox: App) -> None:
         super().__init__()
         self.sandbox = sandbox
 
-    def send(self, request: requests.PreparedRequest, **_: Any) -> requests.Response:  # type: ignore[override]
+    def send_plainly(self, request: requests.PreparedRequest, limits: HttpLimits) -> urllib3.BaseHTTPResponse:
         url = urllib3.util.parse_url(request.url or "")
         scope = {
             "method": request.method,
@@ -202,15 +202,9 @@ class ShortWire(BaseAdapter):
         }
         body = request.body.encode() if isinstance(request.body, str) else request.body or b""
         reply, headers = self.sandbox.ask(scope, body)
-        response = requests.Response()
-        response.status_code = reply.status
-        response.headers.update(headers)
-        response.raw = urllib3.HTTPResponse(io.BytesIO(reply.body), preload_content=False)
-        response.url, response.request = request.url or "", request
-        return response
-
-    def close(self) -> None:
-        pass
+        return urllib3.HTTPResponse(
+            io.BytesIO(reply.body), headers=headers, status=reply.status, preload_content=False
+        )
 
 
 class Told(Habits):
@@ -298,7 +292,8 @@ def lifelogger(
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         rt = runtime(Path(folder), clock, before)
         try:
-            http.session().mount(ADDRESS, ShortWire(App(world)))
+            wire = ShortWire(App(world))
+            http.session = lambda: wire  # of this thread alone, which is all that runs
             connect(rt, world, told=told)
             print(f"  connected: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
             events = announced(rt, world, world_lives) if hooked else []
