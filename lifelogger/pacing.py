@@ -49,7 +49,7 @@ SURELY = 0.9
 """Of that time a poll is planned so early: its tick may come late, and be full."""
 LEAST_OFFERED = 0.1
 """The share of what there is that polls are offered, however many news webhooks announce."""
-LATE = 1.5
+LATE = 1.75
 """Requests that are set aside for each of the news that webhooks tell of and no request is left for."""
 MOST_FOR_LATE = 0.4
 """The share of what there is that is set aside for them at most."""

@@ -237,7 +237,8 @@ def allowed(
         if pace.scarce and window.seconds == DAY:
             share = 1.0 if share == 1.0 else pace.share(now + period)
             most = share + SLACK * (1 - share)
-            kept = part(min(pace.offered, pacing.offer(windows) - pace.offered), window, now, period)
+            if pace.offered <= pacing.offer(windows) * pacing.MOST_FOR_LATE:
+                kept = part(pace.offered, window, now, period)
             behind.append(math.floor(spendable * (share - SLACK * (1 - share))) - window.used)
         background = min(background, math.ceil(spendable * most - 0.000001) - window.used)  # of rounding
     background = min(news, max(background, kept))
@@ -247,10 +248,11 @@ def allowed(
 
 
 def part(requests: float, window: Window, now: datetime, period: timedelta) -> int:
-    """The part of so many requests that is a tick's, if they are spread evenly over the window.
+    """The part of a day's polls that is a tick's where webhooks take most: all of it by a third of the day.
 
-    On a busy day the news that webhooks tell of are ahead of its curve. Polls have their part all the same:
-    the floor needs it, and so does what such a day has put off.
+    News that webhooks tell of are ahead of the day's curve when they are many, and may use up the day. The
+    floor needs polls all the same, and so does what a day before has put off: soon, as it waits.
     """
-    done, ticks = (now - window.start) // period, timedelta(seconds=window.seconds) / period
-    return max(0, math.floor(requests * (done + 1) / ticks) - math.floor(requests * done / ticks))
+    done, ticks = (now - window.start) // period, timedelta(seconds=window.seconds) / period / 3
+    before, by_now = (min(1.0, number / ticks) for number in (done, done + 1))
+    return math.floor(requests * by_now) - math.floor(requests * before)

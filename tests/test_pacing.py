@@ -158,7 +158,7 @@ def test_what_webhooks_will_tell_of_is_not_offered_to_polls() -> None:
     assert pace.longest_s == settle(sample(30, each=20), 600).longest_s, "who is told of is looked at too"
     told = sum(announced(settle(group, 340), group, NOW))
     assert told > 340
-    assert settle(group, 340).offered == pytest.approx(max(34, 1.5 * (told - 340)))
+    assert settle(group, 340).offered == pytest.approx(max(34, pacing.LATE * (told - 340)))
     assert settle(group, 200).offered == 80, "what came late leaves most of it"
     assert settle(sample(30, each=20), 600).offered == 600
 

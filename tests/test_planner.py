@@ -568,11 +568,17 @@ def test_polls_have_their_part_of_a_day_that_webhooks_use_up() -> None:
     """Else the floor would not hold, and what such a day has put off would wait for ever."""
     busy = dataclasses.replace(EVENING, offered=300)
 
-    plans = [at(number / 4, 900, busy) for number in range(80)]
+    plans = [at(number / 4, 700, busy) for number in range(72)]
 
-    assert sum(plan.background for plan in plans) == 300 * 80 / 96
+    assert sum(plan.background for plan in plans[:16]) == 150
+    assert sum(plan.background for plan in plans) == 300, (
+        "all by a third of the day, as something waits for it"
+    )
     assert not any(plan.early for plan in plans)
-    assert at(12, 1000, busy).background == 0
+    assert at(2, 1000, busy).background == 0
+    assert at(2, 700, dataclasses.replace(EVENING, offered=500)).background == 0, (
+        "webhooks take not that much"
+    )
 
 
 def test_when_webhooks_stop_whoever_relied_on_them_is_polled_at_once() -> None:
