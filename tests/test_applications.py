@@ -640,6 +640,7 @@ def test_an_address_of_no_application_is_none(served: Runtime) -> None:
         ("strava/second", 401),
         ("strava/third", 404),
         ("strava/main", 401),
+        ("strava?application=third", 401),  # the path alone says whose it is
     ):
         assert requests.post(f"{base}/webhooks/{path}", json={}, timeout=20).status_code == answer
 
