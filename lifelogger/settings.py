@@ -415,6 +415,11 @@ class ProviderSettings(Section):
             ]
             if missing:
                 raise ValueError(f"an enabled provider needs {', '.join(missing)}")
+            for name, each in self.applications.items():
+                if each.budget == ():  # no limit at all
+                    raise ValueError(
+                        f"applications.{name}.budget must not be empty: leave it out for that of the provider"
+                    )
         return self
 
 

@@ -26,7 +26,7 @@ from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError
-from sqlalchemy import case, literal, or_, select, update
+from sqlalchemy import case, func, literal, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from lifelogger.errors import BudgetSpent, LifeloggerError, SignInAgain, Unavailable
@@ -350,15 +350,21 @@ class Tokens:
             found = self._unsealed(row, self.runtime.redis.get(key))
             if found is not None:
                 keep(found)
-            if found is not None or not self._taken_again(row.id):
+            if found is not None or not self._has_others(row.id):
                 self.runtime.redis.delete(key)
         except RedisError:
             raise Unavailable("Redis does not answer, where refreshed tokens may wait") from None
 
-    def _taken_again(self, connection_id: int) -> bool:
-        """Whether a connection has this number: SQLite gives that of its newest row again when it is gone."""
+    def _has_others(self, connection_id: int) -> bool:
+        """Whether what waits under this number may be of another grant than the one that is revoked.
+
+        A connection that moved to another application has it still, or left it with a grant of its own to
+        be revoked; and SQLite gives the number of its newest row again when it is gone.
+        """
+        waiting = select(func.count()).where(Revocation.connection_id == connection_id)
         with self.runtime.store.read() as db:
-            return db.scalar(select(Connection.id).where(Connection.id == connection_id)) is not None
+            there = db.scalar(select(Connection.id).where(Connection.id == connection_id))
+            return there is not None or (db.scalar(waiting) or 0) > 1
 
     # The periodic part.
 

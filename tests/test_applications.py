@@ -441,6 +441,29 @@ def test_whoever_wants_another_application_moves_there_with_the_tokens(
         assert db.scalars(select(Revocation.id)).all() == []
 
 
+def test_a_former_grant_that_is_still_to_be_revoked_loses_no_tokens_of_the_next(
+    live: Runtime, sandbox: Control
+) -> None:
+    """Both were the same connection's, and the tokens of a refresh under way wait in Redis by its number."""
+    let_in(live, sandbox, "alice")
+    agreed(live, "alice", "alice", "second")
+    sandbox.step(48 * HOUR)
+    with sandbox.hold(TOKEN) as gate:
+        working = in_background(sync.run, "alice", runtime=live)
+        gate.wait_until_reached()
+        leaving.erase(live, "alice")
+    working.result(20)
+    assert len(live.redis.keys("*escrow*")) == 1
+
+    assert leaving.revoke_waiting(live) == 1, "the former"
+    assert len(live.redis.keys("*escrow*")) == 1, "the refresh token that the other one holds is spent"
+    sandbox.step(300)
+    assert leaving.revoke_waiting(live) == 1
+
+    assert clients(sandbox, route=REVOKE, status=200) == [("alice", "sandbox"), ("alice", "two")]
+    assert live.redis.keys("*escrow*") == []
+
+
 def test_a_sync_that_runs_while_its_connection_moves_spends_nothing_of_the_other_budget(
     live: Runtime, sandbox: Control
 ) -> None:
@@ -640,6 +663,7 @@ def test_an_address_of_no_application_is_none(served: Runtime) -> None:
         ("strava/second", 401),
         ("strava/third", 404),
         ("strava/main", 401),
+        ("strava?application=third", 401),  # the path alone says whose it is
     ):
         assert requests.post(f"{base}/webhooks/{path}", json={}, timeout=20).status_code == answer
 

@@ -559,6 +559,8 @@ def test_the_environment_overrides_and_makes_applications(write: Write, tmp_path
         ("second", 'client_id = "2"\nbudget = ["many"]', "providers.strava.applications.second.budget = "
          "'many' ({file}): must be a count per window of seconds, minutes, hours or days, like "
          '"100/15 minutes"'),
+        ("second", 'client_id = "2"\nbudget = []', "providers.strava: applications.second.budget must not be "
+         "empty: leave it out for that of the provider"),
     ],
 )  # fmt: skip
 def test_an_application_that_cannot_be_is_refused_by_name(
@@ -576,6 +578,10 @@ def test_what_is_no_table_of_an_application_is_refused(write: Write, text: str) 
     wanted = "must be the table of an application: [providers.strava.applications.NAME]"
 
     assert wanted in fault(write(f'[providers.strava]\nclient_id = "1"\n{text}\n'))
+
+
+def test_an_empty_variable_takes_no_application_its_limits(write: Write) -> None:
+    assert "applications.second.budget must not be empty" in fault({**write(MINE), f"{SECOND}__BUDGET": ""})
 
 
 def test_further_applications_need_a_main_one(write: Write) -> None:

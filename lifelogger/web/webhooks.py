@@ -74,8 +74,10 @@ router = APIRouter(include_in_schema=False)
 
 @router.api_route("/webhooks/{name}", methods=["GET", "POST"])
 @router.api_route("/webhooks/{name}/{application}", methods=["GET", "POST"])
-async def receive(request: Request, name: str, application: str = MAIN) -> Response:
+async def receive(request: Request, name: str) -> Response:
     """What a provider calls. The body is read as it came: signatures are of its bytes."""
+    # As a parameter with a default it would be one of the query, too.
+    application = request.path_params.get("application", MAIN)
     call = Call(
         method=request.method,
         headers={key.lower(): value for key, value in request.headers.items()},
