@@ -229,28 +229,31 @@ def allowed(
     news = min((window.remaining for window in windows), default=10_000)
     background = news
     behind: list[int] = []
-    kept = 0
+    kept, free = 0, news
     for window in windows:
         spendable = window.limit - window.held
+        free = min(free, spendable - window.used)
         share = min(1.0, (now - window.start + period) / timedelta(seconds=window.seconds))
         most = share
         if pace.scarce and window.seconds == DAY:
             share = 1.0 if share == 1.0 else pace.share(now + period)
             most = share + SLACK * (1 - share)
-            kept = part(min(pace.offered, pacing.offer(windows) - pace.offered), window, now, period)
+            guaranteed = min(pace.offered, pacing.offer(windows) - pace.offered)
+            kept = cost * part(guaranteed / cost, window, now, period)
             behind.append(math.floor(spendable * (share - SLACK * (1 - share))) - window.used)
         background = min(background, math.ceil(spendable * most - 0.000001) - window.used)  # of rounding
-    background = min(news, max(background, kept))
+    # Not of what is held: that is refused to polls, and who is planned in vain goes to the end of the line.
+    background = min(news, max(background, min(kept, free)))
     # Whom webhooks were thought to tell of has a time that is far away: not any more.
     least = MOST_EARLY * cost if pace.deaf else min(behind, default=0)
     return Allowance(max(0, news // cost), max(0, background // cost), max(0, min(least, background) // cost))
 
 
-def part(requests: float, window: Window, now: datetime, period: timedelta) -> int:
-    """The part of so many requests that is a tick's, if they are spread evenly over the window.
+def part(polls: float, window: Window, now: datetime, period: timedelta) -> int:
+    """The part of so many polls that is a tick's, if they are spread evenly over the window.
 
     On a busy day the news that webhooks tell of are ahead of its curve. Polls have their part all the same:
     the floor needs it, and so does what such a day has put off.
     """
     done, ticks = (now - window.start) // period, timedelta(seconds=window.seconds) / period
-    return max(0, math.floor(requests * (done + 1) / ticks) - math.floor(requests * done / ticks))
+    return max(0, math.floor(polls * (done + 1) / ticks) - math.floor(polls * done / ticks))
