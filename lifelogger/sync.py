@@ -665,6 +665,13 @@ class ConnectionSync:
             pacing.heard(db, self.journal.provider, now, self.application.name)
         return habits
 
+    def _waits_as_polls_do(self, news: Any, wait: timedelta) -> bool:
+        """Whether it is news of webhooks alone, for which the budget has nothing for long.
+
+        Not that somebody may have left: they must not be kept for want of requests.
+        """
+        return news.news_streams is not None and news.deauthorised_at is None and wait > PUT_OFF
+
     def _inserted(self, db: Database) -> Sequence[Any]:
         """The records that are new with this sync."""
         if not self.journal.counts.inserted:
@@ -723,12 +730,7 @@ class ConnectionSync:
                 failed = run.outcome == "failed"
                 values |= {"next_sync_at": until, "wait_reason": run.message}
                 values |= {"failures": self.row["failures"] + 1} if failed else {}
-                if (
-                    self.spent
-                    and news.news_streams is not None
-                    and until is not None
-                    and until - now > PUT_OFF
-                ):
+                if self.spent and until is not None and self._waits_as_polls_do(news, until - now):
                     # First of all tomorrow, it would take the requests of tomorrow's news, which had to wait:
                     # it has its turn among the polls, and still knows where to look.
                     values["news_at"] = None

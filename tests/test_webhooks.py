@@ -1037,6 +1037,26 @@ def test_what_a_spent_day_puts_off_waits_as_polls_do_and_is_not_forgotten(
     assert connection(served, "alice").news_streams is None
 
 
+def nothing_left(sandbox: Control) -> None:
+    """Nothing is left of this day."""
+    sandbox.limits(reads=(2000, 1000), overall=(9000, 9000))
+    sandbox.spend(1000)
+
+
+@ON_SQLITE
+def test_that_somebody_left_is_found_out_first_of_all(served: Runtime, sandbox: Control) -> None:
+    """The data of who has left must not stay because a day is spent."""
+    settle(served, sandbox)
+    left = Event(owner_of(served), ("activities",), deauthorised=True)
+    hint(served, "alice", [left])
+    nothing_left(sandbox)
+
+    outcomes = [run.outcome for _ in range(2) for run in sync.run("alice", "news", runtime=served)]
+
+    assert outcomes[-1] == "deferred"
+    assert connection(served, "alice").news_at is not None
+
+
 @ON_SQLITE
 def test_what_waits_for_the_next_quarter_of_an_hour_stays_news(served: Runtime, sandbox: Control) -> None:
     settle(served, sandbox)
