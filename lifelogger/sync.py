@@ -732,8 +732,10 @@ class ConnectionSync:
                 values |= {"failures": self.row["failures"] + 1} if failed else {}
                 if self.spent and until is not None and self._waits_as_polls_do(news, until - now):
                     # First of all tomorrow, it would take the requests of tomorrow's news, which had to wait:
-                    # it has its turn among the polls, and still knows where to look.
-                    values["news_at"] = None
+                    # it has its turn among the polls, and still knows where to look. Put off day after day it
+                    # would always be the last of them, so the floor holds its place.
+                    latest = pacing.of(news).latest(self._looked_at())
+                    values |= {"news_at": None, "next_sync_at": min(until, latest or until)}
                     pacing.heard(db, run.provider, now, self.application.name)  # webhooks come
             if run.outcome == "needs_reauth":  # rare, and depends on what the row says
                 db.execute(update(Connection).where(Connection.id == run.connection_id).values(values))

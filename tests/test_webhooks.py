@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from dramatiq.brokers.redis import RedisBroker
 from pydantic import SecretStr
-from sqlalchemy import select
+from sqlalchemy import insert, select, update
 from starlette.testclient import TestClient
 
 import lifelogger.broker
@@ -26,7 +26,7 @@ from lifelogger.errors import Refused, Unavailable
 from lifelogger.providers.base import Event
 from lifelogger.runtime import Runtime
 from lifelogger.sandbox.server import listen, url_of
-from lifelogger.store.models import Connection, Receipt, Record, Stream
+from lifelogger.store.models import Connection, Pace, Receipt, Record, Stream
 from lifelogger.tokens import Tokens
 from lifelogger.web.app import create_app
 from tests.live import (
@@ -1041,6 +1041,36 @@ def nothing_left(sandbox: Control) -> None:
     """Nothing is left of this day."""
     sandbox.limits(reads=(2000, 1000), overall=(9000, 9000))
     sandbox.spend(1000)
+
+
+def paced(rt: Runtime, **values: Any) -> None:
+    row = {"price": 1.0, "longest_s": 7 * 86400.0, "priced_at": rt.clock(), **values}
+    with rt.store.write() as db:
+        db.execute(insert(Pace).values(provider="strava", **row))
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("unread_days", [1, 10])
+def test_what_is_put_off_day_after_day_keeps_the_place_that_the_floor_gives_it(
+    served: Runtime, sandbox: Control, unread_days: int
+) -> None:
+    """Else whoever trains when the day is spent would always be the last of those who wait."""
+    settle(served, sandbox)
+    read_at = served.clock() - timedelta(days=unread_days)
+    with served.store.write() as db:
+        db.execute(update(Stream).values(cursor=read_at))
+    paced(served)
+    hint(served, "alice", [Event(owner_of(served), ("activities",))])
+    nothing_left(sandbox)
+
+    outcomes = [run.outcome for _ in range(2) for run in sync.run("alice", "news", runtime=served)]
+
+    assert outcomes[-1] == "deferred"
+    waiting = connection(served, "alice")
+    assert waiting.news_at is None
+    midnight = (served.clock() + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    expected = midnight if unread_days == 1 else read_at + timedelta(days=7) * 0.9
+    assert abs(waiting.next_sync_at - expected) < timedelta(minutes=1)
 
 
 @ON_SQLITE
