@@ -661,7 +661,7 @@ class ConnectionSync:
         hinted = self.row["news_streams"] is not None
         if news and (hinted or self.row["news_at"] is None):  # what somebody asked for says nothing
             habits.heard(news, announced=hinted)
-        if news and hinted:
+        if news and hinted and self.row["news_at"] is not None:  # what was put off came long ago
             pacing.heard(db, self.journal.provider, now, self.application.name)
         return habits
 
@@ -736,7 +736,8 @@ class ConnectionSync:
                     # would always be the last of them, so the floor holds its place.
                     latest = pacing.of(news).latest(self._looked_at())
                     values |= {"news_at": None, "next_sync_at": min(until, latest or until)}
-                    pacing.heard(db, run.provider, now, self.application.name)  # webhooks come
+                    if news.news_at is not None:  # else it was put off before, and nothing came since
+                        pacing.heard(db, run.provider, now, self.application.name)
             if run.outcome == "needs_reauth":  # rare, and depends on what the row says
                 db.execute(update(Connection).where(Connection.id == run.connection_id).values(values))
             else:

@@ -19,7 +19,7 @@ from sqlalchemy import insert, select, update
 from starlette.testclient import TestClient
 
 import lifelogger.broker
-from lifelogger import cli, client, leaving, planner, sync, webhooks
+from lifelogger import cli, client, leaving, pacing, planner, sync, webhooks
 from lifelogger.broker import make_broker
 from lifelogger.connections import import_lines, note_hint, note_news
 from lifelogger.errors import Refused, Unavailable
@@ -1049,6 +1049,11 @@ def paced(rt: Runtime, **values: Any) -> None:
         db.execute(insert(Pace).values(provider="strava", **row))
 
 
+def heard_at(rt: Runtime) -> datetime | None:
+    with rt.store.read() as db:
+        return pacing.read(db, "strava").heard_at
+
+
 @ON_SQLITE
 @pytest.mark.parametrize("unread_days", [1, 10])
 def test_what_is_put_off_day_after_day_keeps_the_place_that_the_floor_gives_it(
@@ -1085,6 +1090,29 @@ def test_that_somebody_left_is_found_out_first_of_all(served: Runtime, sandbox: 
 
     assert outcomes[-1] == "deferred"
     assert connection(served, "alice").news_at is not None
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("day", ["spent", "new"])
+def test_what_was_put_off_does_not_show_that_webhooks_still_come(
+    served: Runtime, sandbox: Control, day: str
+) -> None:
+    """They may have stopped since, and nobody would notice while such news are left."""
+    settle(served, sandbox)
+    long_ago = served.clock() - timedelta(days=3)
+    paced(served, heard_at=long_ago)
+    sandbox.disturb_webhooks(lost=1)
+    sandbox.add("alice", start=served.clock() - timedelta(hours=2))
+    sandbox.step(900)
+    change(served, "alice", news_streams=["activities"], next_sync_at=served.clock())
+    if day == "spent":
+        nothing_left(sandbox)
+
+    runs = [run for _ in range(2) for run in ticked(served, "alice")]
+
+    assert runs[-1].outcome == ("deferred" if day == "spent" else "ok")
+    assert sum(run.counts.inserted for run in runs) == (0 if day == "spent" else 1)
+    assert heard_at(served) == long_ago
 
 
 @ON_SQLITE
