@@ -587,7 +587,7 @@ def test_a_poll_of_many_requests_has_its_part_too() -> None:
 
 
 def test_of_what_is_held_for_others_no_poll_is_planned() -> None:
-    """It would be refused, and put off behind all that are due today."""
+    """It would be refused, and put off behind all that are due now."""
     busy = dataclasses.replace(EVENING, offered=400)
 
     assert polls(day(700, 12, reserve=0.2), pace=busy).background > 0

@@ -1079,6 +1079,28 @@ def test_what_is_put_off_day_after_day_keeps_the_place_that_the_floor_gives_it(
 
 
 @ON_SQLITE
+def test_what_comes_within_the_minute_goes_with_what_was_put_off(served: Runtime, sandbox: Control) -> None:
+    """Who uploads and then gives it a name makes two events: the second would be first of all tomorrow."""
+    settle(served, sandbox)
+    owner = owner_of(served)
+    hint(served, "alice", [Event(owner, ("activities",))])
+    nothing_left(sandbox)
+    outcomes = [run.outcome for _ in range(2) for run in sync.run("alice", "news", runtime=served)]
+    assert outcomes[-1] == "deferred"
+    due = connection(served, "alice").next_sync_at
+
+    told = hint(served, "alice", [Event(owner, ("activities",), item="17")])
+
+    waiting = connection(served, "alice")
+    assert (told, waiting.news_at, waiting.next_sync_at) == (None, None, due)
+    assert waiting.news_about == {"activities": {"latest": True, "items": ["17"]}}
+    sandbox.step(61)
+    assert hint(served, "alice", [Event(owner, ("activities",), item="18")]) == "alice"
+    waiting = connection(served, "alice")
+    assert waiting.news_at == waiting.next_sync_at == served.clock()
+
+
+@ON_SQLITE
 def test_that_somebody_left_is_found_out_first_of_all(served: Runtime, sandbox: Control) -> None:
     """The data of who has left must not stay because a day is spent."""
     settle(served, sandbox)
