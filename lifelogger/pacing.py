@@ -84,6 +84,10 @@ class Pace:
         """Whether there are fewer requests than everybody could use."""
         return self.price > 0
 
+    def latest(self, start: datetime) -> datetime | None:
+        """When whoever was read at `start` has to be polled again: the floor. None: not known yet."""
+        return start + timedelta(seconds=self.longest_s * SURELY) if self.longest_s else None
+
     def share(self, now: datetime) -> float:
         """The share of a UTC day's polls that belongs before this instant."""
         passed = (now - now.replace(hour=0, minute=0, second=0, microsecond=0)) / timedelta(hours=1)
@@ -124,9 +128,7 @@ def next_poll(
     tick = interval.total_seconds()
     first = next_polls(habits, pace.crowd, pace.price, start.timestamp(), tick, deaf=pace.deaf)[0]
     due = datetime.fromtimestamp(first, UTC) - interval * 0.1
-    if pace.longest_s:
-        due = min(due, start + timedelta(seconds=pace.longest_s * SURELY))
-    return max(soonest, due)
+    return max(soonest, min(due, pace.latest(start) or due))
 
 
 def unknown(now: datetime) -> Habits:

@@ -96,8 +96,12 @@ def round_s(found: Collection[Any], lookback: timedelta, now: datetime) -> float
     turn counts.
     """
     took = [
-        (max(row.recheck_at, now if row.recheck_until else row.recheck_at) - row.recheck_began_at) / done
+        # As a number: of a page that lies within minutes it is more than a timedelta can be.
+        (
+            max(row.recheck_at, now if row.recheck_until else row.recheck_at) - row.recheck_began_at
+        ).total_seconds()
+        / done
         for row in found
         if row.recheck_began_at is not None and (done := share(row, lookback)) > 0
     ]
-    return median(each.total_seconds() for each in took) if took else None
+    return median(took) if took else None

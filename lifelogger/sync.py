@@ -661,9 +661,16 @@ class ConnectionSync:
         hinted = self.row["news_streams"] is not None
         if news and (hinted or self.row["news_at"] is None):  # what somebody asked for says nothing
             habits.heard(news, announced=hinted)
-        if news and hinted:
+        if news and hinted and self.row["news_at"] is not None:  # what was put off came long ago
             pacing.heard(db, self.journal.provider, now, self.application.name)
         return habits
+
+    def _waits_as_polls_do(self, news: Any, wait: timedelta) -> bool:
+        """Whether it is news of webhooks alone, for which the budget has nothing for long.
+
+        Not that somebody may have left: they must not be kept for want of requests.
+        """
+        return news.news_streams is not None and news.deauthorised_at is None and wait > PUT_OFF
 
     def _inserted(self, db: Database) -> Sequence[Any]:
         """The records that are new with this sync."""
@@ -723,16 +730,14 @@ class ConnectionSync:
                 failed = run.outcome == "failed"
                 values |= {"next_sync_at": until, "wait_reason": run.message}
                 values |= {"failures": self.row["failures"] + 1} if failed else {}
-                if (
-                    self.spent
-                    and news.news_streams is not None
-                    and until is not None
-                    and until - now > PUT_OFF
-                ):
+                if self.spent and until is not None and self._waits_as_polls_do(news, until - now):
                     # First of all tomorrow, it would take the requests of tomorrow's news, which had to wait:
-                    # it has its turn among the polls, and still knows where to look.
-                    values["news_at"] = None
-                    pacing.heard(db, run.provider, now, self.application.name)  # webhooks come
+                    # it has its turn among the polls, and still knows where to look. Put off day after day it
+                    # would always be the last of them, so the floor holds its place.
+                    latest = pacing.of(news).latest(self._looked_at())
+                    values |= {"news_at": None, "next_sync_at": min(until, latest or until)}
+                    if news.news_at is not None:  # else it was put off before, and nothing came since
+                        pacing.heard(db, run.provider, now, self.application.name)
             if run.outcome == "needs_reauth":  # rare, and depends on what the row says
                 db.execute(update(Connection).where(Connection.id == run.connection_id).values(values))
             else:

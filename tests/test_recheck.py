@@ -606,6 +606,17 @@ def test_it_is_the_middle_of_all_that_tell(live: Runtime) -> None:
     assert recheck.round_s([untold], WEEK, NOON) is None
 
 
+def test_a_page_that_lies_within_minutes_tells_a_long_time_and_stops_no_tick() -> None:
+    """Somebody's whole first page may be of one morning: of years that is next to nothing."""
+    minute = 1 / 24 / 60
+    row = a_round(0, 7 + minute, -3650, oldest=7 + 50 * 365)
+
+    told = recheck.round_s([row], WEEK, NOON)
+
+    assert told == pytest.approx(3650 * DAY * 50 * 365 / minute, rel=0.001)
+    assert status.span(told)
+
+
 def test_the_turns_come_to_the_share() -> None:
     assert recheck.turn(800, 0.01) == timedelta(hours=3)
     assert recheck.turn(800, 0) is None
