@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import func, literal, select, update
+from sqlalchemy import and_, func, literal, select, update
 
 from lifelogger import recheck
 from lifelogger.budget import Window
@@ -49,8 +49,8 @@ SURELY = 0.9
 """Of that time a poll is planned so early: its tick may come late, and be full."""
 LEAST_OFFERED = 0.1
 """The share of what there is that polls are offered, however many news webhooks announce."""
-LATE = 1.75
-"""Requests that are set aside for each of the news that webhooks tell of and no request is left for."""
+FOR_LATE = 2.0
+"""Polls set aside for each connection whose news a spent day has put off: others stand in the line, too."""
 MOST_FOR_LATE = 0.4
 """The share of what there is that is set aside for them at most."""
 DEAF = 1e-4
@@ -165,6 +165,8 @@ class Sample:
     each: float
     recheck_s: float | None = None
     """How long their rounds over what is older than the look-back take."""
+    late: float = 0.0
+    """How many connections there are whose news a spent day has put off."""
 
     @property
     def number(self) -> float:
@@ -228,9 +230,9 @@ def drawn(
     if len(few) == LOOKED_AT:
         low, high = db.execute(select(func.min(Connection.id), func.max(Connection.id))).one()
         among = range(low, high + 1)
-    seen = select(Connection.id, Connection.habits, Connection.next_sync_at, Connection.claimed_at).where(
-        *mine
-    )
+    late = and_(Connection.news_at.is_(None), Connection.news_streams.is_not(None)).label("late")
+    columns = (Connection.id, Connection.habits, Connection.next_sync_at, Connection.claimed_at, late)
+    seen = select(*columns).where(*mine)
     rows: list[Any] = []
     looked = 0
     for _ in range(MOST_DRAWS):
@@ -245,8 +247,13 @@ def drawn(
         for row in chosen
     ]
     rounds = [each for each in recheck.rows(db, [row.id for row in chosen]) if each.off_reason is None]
-    each = len(among) / looked * len(rows) / max(1, len(chosen))
-    return Sample(found, each, recheck.round_s(rounds, lookback, now))
+    drawn_of = len(among) / looked
+    return Sample(
+        found,
+        drawn_of * len(rows) / max(1, len(chosen)),
+        recheck.round_s(rounds, lookback, now),
+        drawn_of * sum(row.late for row in rows),
+    )
 
 
 def priced(
@@ -268,7 +275,7 @@ def priced(
     pace = replace(pace, longest_s=max(longest_days * DAY, DAYS_A_ROUND * round_s))
     pace = replace(pace, deaf=is_deaf(pace, sample, now))
     hints = announced(pace, sample, now)
-    offered = left(offered, sum(hints))
+    offered = left(offered, sum(hints), sample.late * cost)
     pace = replace(pace, offered=offered)
     free, _ = wants(replace(pace, price=0.0), sample, cost, every, now)
     if free <= offered:  # everybody at every tick
@@ -331,14 +338,13 @@ def wants(
     return total * sample.each * cost, [each * sample.each for each in curve]
 
 
-def left(offered: float, told: float) -> float:
+def left(offered: float, told: float, late: float) -> float:
     """What polls are offered a day, if webhooks tell of so many news: what those leave, and a tenth at least.
 
-    Where they are too many, some wait for another day. What is set aside for those is missing for others, but
-    a request that comes late brings all that has happened to a person since.
+    Where there were too many, what was put off has requests set aside. They are missing for others, but one
+    that comes late brings all that has happened to a person since.
     """
-    waiting = min(offered * MOST_FOR_LATE, (told - offered) * LATE)
-    return max(offered * LEAST_OFFERED, offered - told, waiting)
+    return max(offered * LEAST_OFFERED, offered - told, min(offered * MOST_FOR_LATE, late * FOR_LATE))
 
 
 def announced(pace: Pace, sample: Sample, now: datetime) -> list[float]:

@@ -158,8 +158,9 @@ def test_what_webhooks_will_tell_of_is_not_offered_to_polls() -> None:
     assert pace.longest_s == settle(sample(30, each=20), 600).longest_s, "who is told of is looked at too"
     told = sum(announced(settle(group, 340), group, NOW))
     assert told > 340
-    assert settle(group, 340).offered == pytest.approx(max(34, pacing.LATE * (told - 340)))
-    assert settle(group, 200).offered == 80, "what came late leaves most of it"
+    assert settle(group, 340).offered == 34, "polls are offered a tenth"
+    assert settle(dataclasses.replace(group, late=30), 340).offered == 60
+    assert settle(dataclasses.replace(group, late=300), 340).offered == 136, "most is left to what is new"
     assert settle(sample(30, each=20), 600).offered == 600
 
 
@@ -241,7 +242,12 @@ def test_a_sample_is_drawn_of_the_providers_own(runtime: Runtime, monkeypatch: p
     connect(runtime, 30)
     connect(runtime, 10, provider="oura")
     connect(runtime, 5, provider="fitbit", status="needs_reauth", next_sync_at=None)
+    with runtime.store.write() as db:
+        told = update(Connection).where(Connection.user_id.in_(["strava1", "strava2", "oura3"]))
+        db.execute(told.values(news_streams=["activities"]))
+        db.execute(told.where(Connection.user_id == "strava1").values(news_at=NOW))
     with runtime.store.read() as db:
+        assert pacing.drawn(db, "strava", NOW).late == 1, "the other is news"
         assert pacing.drawn(db, "strava", NOW).number == pytest.approx(30)
         assert pacing.drawn(db, "oura", NOW).number == pytest.approx(10)
         assert pacing.drawn(db, "fitbit", NOW).number == 0
