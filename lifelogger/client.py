@@ -311,9 +311,7 @@ def freshness(user_id: str, *, runtime: Runtime | None = None) -> list[Freshness
     now = rt.clock()
     with rt.store.read() as db:
         connections = db.execute(
-            select(*status.CONNECTION, Connection.news_streams)
-            .where(Connection.user_id == user_id)
-            .order_by(Connection.provider)
+            select(*status.CONNECTION).where(Connection.user_id == user_id).order_by(Connection.provider)
         ).all()
         read = {
             (row.connection_id, row.name): row
@@ -330,8 +328,7 @@ def freshness(user_id: str, *, runtime: Runtime | None = None) -> list[Freshness
         known = {name for number, name in read if number == each.id}
         state = status.of_connection(rt, each._mapping)
         due = each.next_sync_at is not None and each.next_sync_at <= now
-        told = each.news_at is not None or each.news_streams is not None
-        pending = told or each.claimed_at is not None or due
+        pending = each.news_at is not None or each.claimed_at is not None or due
         for name in sorted(wanted | known):
             row = read.get((each.id, name))
             span = progress.span(row, now, rt.settings.sync.history_days)

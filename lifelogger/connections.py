@@ -384,18 +384,17 @@ def note_hint(
     at = max(now, row.hint_after or now)
     free = row.failures == 0 and row.claimed_at is None and row.next_sync_at is not None
     told = row.news_at is not None and row.next_sync_at is not None and row.next_sync_at <= at
-    # A sync of the last minute has put its news off to another day: these go with them.
-    put_off = row.news_at is None and row.news_streams is not None and free and at > now
-    same = (streams, about) == (row.news_streams, row.news_about) and not deauthorised
-    if (told or put_off) and free and same:
+    if told and free and (streams, about) == (row.news_streams, row.news_about) and not deauthorised:
         return None  # all of it is written down: a burst costs no more writes
-    values: dict[str, Any] = {"news_streams": streams, "news_about": about}
-    if not put_off or deauthorised:
-        values["news_at"] = now
-        if free and row.next_sync_at > at:
-            values["next_sync_at"] = at
+    values: dict[str, Any] = {
+        "news_at": now,
+        "news_streams": streams,
+        "news_about": about,
+    }
     if deauthorised:
         values["deauthorised_at"] = now
+    if free and row.next_sync_at > at:
+        values["next_sync_at"] = at
     db.execute(update(Connection).where(Connection.id == row.id).values(values))
     return row.user_id if free and at <= now and not told else None
 

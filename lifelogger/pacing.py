@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import and_, func, literal, select, update
+from sqlalchemy import func, literal, select, update
 
 from lifelogger import recheck
 from lifelogger.budget import Window
@@ -49,10 +49,6 @@ SURELY = 0.9
 """Of that time a poll is planned so early: its tick may come late, and be full."""
 LEAST_OFFERED = 0.1
 """The share of what there is that polls are offered, however many news webhooks announce."""
-FOR_LATE = 2.0
-"""Polls set aside for each connection whose news a spent day has put off: others stand in the line, too."""
-MOST_FOR_LATE = 0.4
-"""The share of what there is that is set aside for them at most."""
 DEAF = 1e-4
 """How unlikely it must be that no webhook came, for us to believe that they have stopped."""
 
@@ -83,10 +79,6 @@ class Pace:
     def scarce(self) -> bool:
         """Whether there are fewer requests than everybody could use."""
         return self.price > 0
-
-    def latest(self, start: datetime) -> datetime | None:
-        """When whoever was read at `start` has to be polled again: the floor. None: not known yet."""
-        return start + timedelta(seconds=self.longest_s * SURELY) if self.longest_s else None
 
     def share(self, now: datetime) -> float:
         """The share of a UTC day's polls that belongs before this instant."""
@@ -128,7 +120,9 @@ def next_poll(
     tick = interval.total_seconds()
     first = next_polls(habits, pace.crowd, pace.price, start.timestamp(), tick, deaf=pace.deaf)[0]
     due = datetime.fromtimestamp(first, UTC) - interval * 0.1
-    return max(soonest, min(due, pace.latest(start) or due))
+    if pace.longest_s:
+        due = min(due, start + timedelta(seconds=pace.longest_s * SURELY))
+    return max(soonest, due)
 
 
 def unknown(now: datetime) -> Habits:
@@ -165,8 +159,6 @@ class Sample:
     each: float
     recheck_s: float | None = None
     """How long their rounds over what is older than the look-back take."""
-    late: float = 0.0
-    """How many connections there are whose news a spent day has put off."""
 
     @property
     def number(self) -> float:
@@ -188,6 +180,8 @@ def price(
         if pace.priced_at is not None and now - pace.priced_at < PRICED_EVERY:
             return pace
         sample = drawn(db, provider, now, application, timedelta(days=rt.settings.sync.lookback_days))
+        if put_off(db, provider, application):  # webhooks come: what is missing is requests
+            pace = replace(pace, heard_at=now)
     mine = rt.application(provider, application)
     cost = max(1, mine.provider.poll_cost(mine.settings))
     pace = priced(pace, sample, offer(windows), cost, interval(rt), rt.settings.sync.longest_days, now)
@@ -230,9 +224,9 @@ def drawn(
     if len(few) == LOOKED_AT:
         low, high = db.execute(select(func.min(Connection.id), func.max(Connection.id))).one()
         among = range(low, high + 1)
-    late = and_(Connection.news_at.is_(None), Connection.news_streams.is_not(None)).label("late")
-    columns = (Connection.id, Connection.habits, Connection.next_sync_at, Connection.claimed_at, late)
-    seen = select(*columns).where(*mine)
+    seen = select(Connection.id, Connection.habits, Connection.next_sync_at, Connection.claimed_at).where(
+        *mine
+    )
     rows: list[Any] = []
     looked = 0
     for _ in range(MOST_DRAWS):
@@ -247,13 +241,8 @@ def drawn(
         for row in chosen
     ]
     rounds = [each for each in recheck.rows(db, [row.id for row in chosen]) if each.off_reason is None]
-    drawn_of = len(among) / looked
-    return Sample(
-        found,
-        drawn_of * len(rows) / max(1, len(chosen)),
-        recheck.round_s(rounds, lookback, now),
-        drawn_of * sum(row.late for row in rows),
-    )
+    each = len(among) / looked * len(rows) / max(1, len(chosen))
+    return Sample(found, each, recheck.round_s(rounds, lookback, now))
 
 
 def priced(
@@ -275,7 +264,7 @@ def priced(
     pace = replace(pace, longest_s=max(longest_days * DAY, DAYS_A_ROUND * round_s))
     pace = replace(pace, deaf=is_deaf(pace, sample, now))
     hints = announced(pace, sample, now)
-    offered = left(offered, sum(hints), sample.late * cost)
+    offered = max(offered * LEAST_OFFERED, offered - sum(hints))
     pace = replace(pace, offered=offered)
     free, _ = wants(replace(pace, price=0.0), sample, cost, every, now)
     if free <= offered:  # everybody at every tick
@@ -338,15 +327,6 @@ def wants(
     return total * sample.each * cost, [each * sample.each for each in curve]
 
 
-def left(offered: float, told: float, late: float) -> float:
-    """What polls are offered a day, if webhooks tell of so many news: what those leave, and a tenth at least.
-
-    Where there were too many, what was put off has requests set aside. They are missing for others, but one
-    that comes late brings all that has happened to a person since.
-    """
-    return max(offered * LEAST_OFFERED, offered - told, min(offered * MOST_FOR_LATE, late * FOR_LATE))
-
-
 def announced(pace: Pace, sample: Sample, now: datetime) -> list[float]:
     """News of the next day that webhooks will tell of, by hour of the UTC day: each costs a request then."""
     start, found = now.timestamp(), [0.0] * 24
@@ -357,6 +337,15 @@ def announced(pace: Pace, sample: Sample, now: datetime) -> list[float]:
         for hour, news in enumerate(habits.expected(pace.crowd, start, HOUR, 24)):
             found[int((start + hour * HOUR) % DAY / HOUR)] += news * told * sample.each
     return found
+
+
+def put_off(db: Database, provider: str, application: str = MAIN) -> bool:
+    """Whether something that a webhook told of waits for its budget."""
+    mine = (Connection.provider == provider, Connection.application == application)
+    known = (Connection.next_sync_at.is_not(None), Connection.news_at.is_not(None))  # as the index has them
+    told = (Connection.news_streams.is_not(None), Connection.wait_reason.is_not(None))
+    query = select(Connection.id).where(*mine, *known, *told).limit(1)
+    return db.execute(query).first() is not None
 
 
 def is_deaf(pace: Pace, sample: Sample, now: datetime) -> bool:

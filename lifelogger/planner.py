@@ -229,32 +229,15 @@ def allowed(
     news = min((window.remaining for window in windows), default=10_000)
     background = news
     behind: list[int] = []
-    kept, free = 0, news
     for window in windows:
         spendable = window.limit - window.held
-        free = min(free, spendable - window.used)
         share = min(1.0, (now - window.start + period) / timedelta(seconds=window.seconds))
         most = share
         if pace.scarce and window.seconds == DAY:
             share = 1.0 if share == 1.0 else pace.share(now + period)
             most = share + SLACK * (1 - share)
-            if pace.offered <= pacing.offer(windows) * pacing.MOST_FOR_LATE:
-                kept = cost * part(pace.offered / cost, window, now, period)
             behind.append(math.floor(spendable * (share - SLACK * (1 - share))) - window.used)
         background = min(background, math.ceil(spendable * most - 0.000001) - window.used)  # of rounding
-    # Not of what is held: that is refused to polls, and who is planned in vain goes to the end of the line.
-    background = min(news, max(background, min(kept, free)))
     # Whom webhooks were thought to tell of has a time that is far away: not any more.
     least = MOST_EARLY * cost if pace.deaf else min(behind, default=0)
     return Allowance(max(0, news // cost), max(0, background // cost), max(0, min(least, background) // cost))
-
-
-def part(polls: float, window: Window, now: datetime, period: timedelta) -> int:
-    """The part of a day's polls that is a tick's where webhooks take most: all of it by a third of the day.
-
-    News that webhooks tell of are ahead of the day's curve when they are many, and may use up the day. The
-    floor needs polls all the same, and so does what a day before has put off: soon, as it waits.
-    """
-    done, ticks = (now - window.start) // period, timedelta(seconds=window.seconds) / period / 3
-    before, by_now = (min(1.0, number / ticks) for number in (done, done + 1))
-    return math.floor(polls * by_now) - math.floor(polls * before)

@@ -45,7 +45,7 @@ def of_application(rt: Runtime, application: Application, now: datetime) -> dict
             .limit(MOST_COUNTED)
         ).all()
         soonest = db.execute(
-            select(*CONNECTION, Connection.habits, Connection.news_streams)
+            select(*CONNECTION, Connection.habits)
             .where(*mine, Connection.news_at.is_(None))
             .order_by(Connection.next_sync_at)
             .limit(MOST_NAMED)
@@ -112,7 +112,7 @@ def of_user(rt: Runtime, user_id: str) -> list[dict[str, Any]]:
     found = []
     with rt.store.read() as db:
         rows = db.execute(
-            select(*CONNECTION, Connection.habits, Connection.news_streams)
+            select(*CONNECTION, Connection.habits)
             .where(Connection.user_id == user_id)
             .order_by(Connection.provider)
         ).all()
@@ -152,8 +152,6 @@ def why(rt: Runtime, pace: Pace, row: Mapping[Any, Any], now: datetime) -> str:
         return explained(rt, row, now)
     if row["news_at"] is not None:
         return f"There is news of {moment(row['news_at'], now)}: it goes before all polls."
-    if row["news_streams"] is not None:
-        return "Webhooks told of news on a day that was spent: it has its turn among the polls."
     habits = Habits.unpack(row["habits"])
     interval = pacing.interval(rt)
     if habits is None or not pace.scarce:

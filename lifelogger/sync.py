@@ -59,8 +59,6 @@ HINTED_EVERY = timedelta(minutes=1)
 """How often webhooks make us look at a connection at most: what is not signed can come from anybody."""
 LEFT_BY_HINTS = 0.5
 """The part of the reserve that hints leave to people: many of them, of many people, may be forged."""
-PUT_OFF = timedelta(hours=1)
-"""News of a webhook that a spent budget makes wait longer than that wait as polls do."""
 TRIES_OF_NAMED = 3
 """Failures in a row until what webhooks name is suspect: it may be what fails, and be forged."""
 LONGEST_HISTORY = timedelta(seconds=20)
@@ -328,8 +326,6 @@ class ConnectionSync:
         self.ended = False
         self.more = False
         """Whether something of the user became due meanwhile, whose message found the lock taken."""
-        self.spent = False
-        """Whether it ended for want of budget."""
         self.held = False
         """Whether the budget has no more for history."""
 
@@ -389,8 +385,8 @@ class ConnectionSync:
             self.until = self.rt.clock() + REFUSED_FOR
         except Wait as wait:
             # Spent is the ordinary case; trouble raises the back-off's exponent.
-            self.spent = isinstance(wait, BudgetSpent)
-            self.journal.outcome, self.journal.message = ("deferred" if self.spent else "failed"), wait.reason
+            spent = isinstance(wait, BudgetSpent)
+            self.journal.outcome, self.journal.message = ("deferred" if spent else "failed"), wait.reason
             self.until = wait.until or self._back_off()
             if isinstance(wait, CountUnknown):
                 self.until = self.rt.clock()  # due at once: whoever learns the count has a plan made
@@ -661,16 +657,9 @@ class ConnectionSync:
         hinted = self.row["news_streams"] is not None
         if news and (hinted or self.row["news_at"] is None):  # what somebody asked for says nothing
             habits.heard(news, announced=hinted)
-        if news and hinted and self.row["news_at"] is not None:  # what was put off came long ago
+        if news and hinted:
             pacing.heard(db, self.journal.provider, now, self.application.name)
         return habits
-
-    def _waits_as_polls_do(self, news: Any, wait: timedelta) -> bool:
-        """Whether it is news of webhooks alone, for which the budget has nothing for long.
-
-        Not that somebody may have left: they must not be kept for want of requests.
-        """
-        return news.news_streams is not None and news.deauthorised_at is None and wait > PUT_OFF
 
     def _inserted(self, db: Database) -> Sequence[Any]:
         """The records that are new with this sync."""
@@ -730,14 +719,6 @@ class ConnectionSync:
                 failed = run.outcome == "failed"
                 values |= {"next_sync_at": until, "wait_reason": run.message}
                 values |= {"failures": self.row["failures"] + 1} if failed else {}
-                if self.spent and until is not None and self._waits_as_polls_do(news, until - now):
-                    # First of all tomorrow, it would take the requests of tomorrow's news, which had to wait:
-                    # it has its turn among the polls, and still knows where to look. Put off day after day it
-                    # would always be the last of them, so the floor holds its place.
-                    latest = pacing.of(news).latest(self._looked_at())
-                    values |= {"news_at": None, "next_sync_at": min(until, latest or until)}
-                    if news.news_at is not None:  # else it was put off before, and nothing came since
-                        pacing.heard(db, run.provider, now, self.application.name)
             if run.outcome == "needs_reauth":  # rare, and depends on what the row says
                 db.execute(update(Connection).where(Connection.id == run.connection_id).values(values))
             else:

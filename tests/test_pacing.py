@@ -156,11 +156,7 @@ def test_what_webhooks_will_tell_of_is_not_offered_to_polls() -> None:
     pace = settle(group, 600)
     assert pace.offered == pytest.approx(600 - sum(hints), rel=0.1)
     assert pace.longest_s == settle(sample(30, each=20), 600).longest_s, "who is told of is looked at too"
-    told = sum(announced(settle(group, 340), group, NOW))
-    assert told > 340
-    assert settle(group, 340).offered == 34, "polls are offered a tenth"
-    assert settle(dataclasses.replace(group, late=30), 340).offered == 60
-    assert settle(dataclasses.replace(group, late=300), 340).offered == 136, "most is left to what is new"
+    assert settle(group, 300).offered == 30, "polls are offered a tenth"
     assert settle(sample(30, each=20), 600).offered == 600
 
 
@@ -227,6 +223,28 @@ def test_the_price_is_kept_for_an_hour(runtime: Runtime) -> None:
         assert db.scalar(select(func.count()).select_from(Stored)) == 1
 
 
+def test_what_waits_for_a_budget_shows_that_webhooks_come(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(runtime, 20)
+    for habits, _ in (group := hearing(20, each=20)).connections:
+        assert habits.silent < 0.1
+    monkeypatch.setattr(pacing, "drawn", lambda *_: group)
+    pacing.price(runtime, "strava", a_day(100), NOW)
+    with runtime.store.write() as db:
+        pacing.heard(db, "strava", NOW)
+
+    def deaf_after_a_night(**of_one: Any) -> bool:
+        with runtime.store.write() as db:
+            db.execute(update(Stored).values(priced_at=NOW))
+            db.execute(update(Connection).where(Connection.user_id == "strava7").values(**of_one))
+        return pacing.price(runtime, "strava", a_day(100), NOW + timedelta(hours=12)).deaf
+
+    assert deaf_after_a_night(news_at=None)
+    assert deaf_after_a_night(news_at=NOW, news_streams=["activities"]), "forged, and in a minute's queue"
+    assert not deaf_after_a_night(wait_reason="strava reads: 100 of 100 requests used")
+
+
 def test_what_others_need_is_not_offered_to_polls() -> None:
     (day,) = a_day(1000)
     quarter = dataclasses.replace(day, seconds=900, limit=15, reserve=3)
@@ -242,12 +260,7 @@ def test_a_sample_is_drawn_of_the_providers_own(runtime: Runtime, monkeypatch: p
     connect(runtime, 30)
     connect(runtime, 10, provider="oura")
     connect(runtime, 5, provider="fitbit", status="needs_reauth", next_sync_at=None)
-    with runtime.store.write() as db:
-        told = update(Connection).where(Connection.user_id.in_(["strava1", "strava2", "oura3"]))
-        db.execute(told.values(news_streams=["activities"]))
-        db.execute(told.where(Connection.user_id == "strava1").values(news_at=NOW))
     with runtime.store.read() as db:
-        assert pacing.drawn(db, "strava", NOW).late == 1, "the other is news"
         assert pacing.drawn(db, "strava", NOW).number == pytest.approx(30)
         assert pacing.drawn(db, "oura", NOW).number == pytest.approx(10)
         assert pacing.drawn(db, "fitbit", NOW).number == 0

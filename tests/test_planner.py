@@ -564,43 +564,6 @@ def test_a_day_is_used_and_lasts_whatever_is_due_when(curve: list[float], due: l
     assert used >= 970
 
 
-def test_polls_have_their_part_of_a_day_that_webhooks_use_up() -> None:
-    """Else the floor would not hold, and what such a day has put off would wait for ever."""
-    busy = dataclasses.replace(EVENING, offered=300)
-
-    plans = [at(number / 4, 700, busy) for number in range(72)]
-
-    assert sum(plan.background for plan in plans[:16]) == 150
-    assert sum(plan.background for plan in plans) == 300, (
-        "all by a third of the day, as something waits for it"
-    )
-    assert not any(plan.early for plan in plans)
-    assert at(2, 1000, busy).background == 0
-    assert at(2, 700, dataclasses.replace(EVENING, offered=500)).background == 0, (
-        "webhooks take not that much"
-    )
-
-
-def test_a_poll_of_many_requests_has_its_part_too() -> None:
-    """Never as many as ten requests at a tick, but a poll of ten at every one of them."""
-    busy = dataclasses.replace(EVENING, offered=300)
-    start = NOW.replace(hour=0)
-    today = dataclasses.replace(day(900, 24, reserve=0), start=start)
-
-    plans = [allowed([today], start + QUARTER * each, QUARTER, 10, busy) for each in range(80)]
-
-    assert sum(plan.background for plan in plans) == 30
-
-
-def test_of_what_is_held_for_others_no_poll_is_planned() -> None:
-    """It would be refused, and put off behind all that are due now."""
-    busy = dataclasses.replace(EVENING, offered=300)
-
-    assert polls(day(700, 20, reserve=0.2), pace=busy).background > 0
-    assert polls(day(900, 20, reserve=0.2), pace=busy) == Allowance(news=100, background=0)
-    assert polls(day(700, 20, reserve=0), quarter(80, reserve=0.2), pace=busy).background == 0
-
-
 def test_when_webhooks_stop_whoever_relied_on_them_is_polled_at_once() -> None:
     """Their times are far away, with requests for everybody too."""
     assert at(12, 0, Pace(deaf=True)) == Allowance(news=1000, background=511, early=511)

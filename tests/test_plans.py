@@ -82,9 +82,6 @@ def test_each_reason_is_told(rt: Runtime) -> None:
     }
     known(rt, "hinted", next_sync_at=NOW, news_at=NOW)
     assert plans.of_user(rt, "hinted")[0]["why"] == "There is news of 12:00 UTC: it goes before all polls."
-    known(rt, "put off", next_sync_at=NOW, news_streams=["activities"])
-    assert plans.of_user(rt, "put off")[0]["why"].startswith("Webhooks told of news on a day that was spent")
-    assert whys(rt)["put off"] == plans.of_user(rt, "put off")[0]["why"]
     known(rt, "ended", status="needs_reauth", status_reason="it is gone", next_sync_at=None)
     assert plans.of_user(rt, "ended")[0]["why"] == "Has to sign in again: it is gone."
 

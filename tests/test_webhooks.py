@@ -15,18 +15,18 @@ import pytest
 import uvicorn
 from dramatiq.brokers.redis import RedisBroker
 from pydantic import SecretStr
-from sqlalchemy import insert, select, update
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
 import lifelogger.broker
-from lifelogger import cli, client, leaving, pacing, planner, sync, webhooks
+from lifelogger import cli, leaving, sync, webhooks
 from lifelogger.broker import make_broker
 from lifelogger.connections import import_lines, note_hint, note_news
 from lifelogger.errors import Refused, Unavailable
 from lifelogger.providers.base import Event
 from lifelogger.runtime import Runtime
 from lifelogger.sandbox.server import listen, url_of
-from lifelogger.store.models import Connection, Pace, Receipt, Record, Stream
+from lifelogger.store.models import Connection, Receipt, Record, Stream
 from lifelogger.tokens import Tokens
 from lifelogger.web.app import create_app
 from tests.live import (
@@ -1006,148 +1006,6 @@ def test_hints_leave_half_of_the_reserve_to_people(served: Runtime, sandbox: Con
         outcomes[others] = (poll.outcome, hinted.outcome, asked.outcome)
 
     assert outcomes == {910: ("deferred", "ok", "ok"), 45: ("deferred", "deferred", "ok")}
-
-
-@ON_SQLITE
-def test_what_a_spent_day_puts_off_waits_as_polls_do_and_is_not_forgotten(
-    served: Runtime, sandbox: Control
-) -> None:
-    """First of all the next day, it would take the requests of that day's news."""
-    old = sandbox.add("alice", start=LONG_AGO)
-    settle(served, sandbox)
-    sandbox.edit(old, fields={"name": "Another name"})
-    delivered(sandbox)
-    sandbox.limits(reads=(2000, 1000), overall=(9000, 9000))
-    sandbox.spend(1000)
-
-    outcomes = [run.outcome for _ in range(2) for run in sync.run("alice", "news", runtime=served)]
-
-    assert outcomes[-1] == "deferred"
-    waiting = connection(served, "alice")
-    assert (waiting.news_at, waiting.news_streams) == (None, ["activities"])
-    assert waiting.wait_reason
-    assert waiting.next_sync_at.date() == served.clock().date() + timedelta(days=1)
-    assert all(each["pending"] for each in client.freshness("alice", runtime=served))
-    assert planner.serve_news(lambda _: None, runtime=served) == 0
-
-    sandbox.step(12.5 * 3600)
-    change(served, "alice", next_sync_at=served.clock())
-    assert [run.outcome for run in ticked(served, "alice")] == ["ok"]
-    assert stored(served, "alice") == truth(sandbox, "alice")
-    assert connection(served, "alice").news_streams is None
-
-
-def nothing_left(sandbox: Control) -> None:
-    """Nothing is left of this day."""
-    sandbox.limits(reads=(2000, 1000), overall=(9000, 9000))
-    sandbox.spend(1000)
-
-
-def paced(rt: Runtime, **values: Any) -> None:
-    row = {"price": 1.0, "longest_s": 7 * 86400.0, "priced_at": rt.clock(), **values}
-    with rt.store.write() as db:
-        db.execute(insert(Pace).values(provider="strava", **row))
-
-
-def heard_at(rt: Runtime) -> datetime | None:
-    with rt.store.read() as db:
-        return pacing.read(db, "strava").heard_at
-
-
-@ON_SQLITE
-@pytest.mark.parametrize("unread_days", [1, 10])
-def test_what_is_put_off_day_after_day_keeps_the_place_that_the_floor_gives_it(
-    served: Runtime, sandbox: Control, unread_days: int
-) -> None:
-    """Else whoever trains when the day is spent would always be the last of those who wait."""
-    settle(served, sandbox)
-    read_at = served.clock() - timedelta(days=unread_days)
-    with served.store.write() as db:
-        db.execute(update(Stream).values(cursor=read_at))
-    paced(served)
-    hint(served, "alice", [Event(owner_of(served), ("activities",))])
-    nothing_left(sandbox)
-
-    outcomes = [run.outcome for _ in range(2) for run in sync.run("alice", "news", runtime=served)]
-
-    assert outcomes[-1] == "deferred"
-    waiting = connection(served, "alice")
-    assert waiting.news_at is None
-    midnight = (served.clock() + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
-    expected = midnight if unread_days == 1 else read_at + timedelta(days=7) * 0.9
-    assert abs(waiting.next_sync_at - expected) < timedelta(minutes=1)
-
-
-@ON_SQLITE
-def test_what_comes_within_the_minute_goes_with_what_was_put_off(served: Runtime, sandbox: Control) -> None:
-    """Who uploads and then gives it a name makes two events: the second would be first of all tomorrow."""
-    settle(served, sandbox)
-    owner = owner_of(served)
-    hint(served, "alice", [Event(owner, ("activities",))])
-    nothing_left(sandbox)
-    outcomes = [run.outcome for _ in range(2) for run in sync.run("alice", "news", runtime=served)]
-    assert outcomes[-1] == "deferred"
-    due = connection(served, "alice").next_sync_at
-
-    told = hint(served, "alice", [Event(owner, ("activities",), item="17")])
-
-    waiting = connection(served, "alice")
-    assert (told, waiting.news_at, waiting.next_sync_at) == (None, None, due)
-    assert waiting.news_about == {"activities": {"latest": True, "items": ["17"]}}
-    sandbox.step(61)
-    assert hint(served, "alice", [Event(owner, ("activities",), item="18")]) == "alice"
-    waiting = connection(served, "alice")
-    assert waiting.news_at == waiting.next_sync_at == served.clock()
-
-
-@ON_SQLITE
-def test_that_somebody_left_is_found_out_first_of_all(served: Runtime, sandbox: Control) -> None:
-    """The data of who has left must not stay because a day is spent."""
-    settle(served, sandbox)
-    left = Event(owner_of(served), ("activities",), deauthorised=True)
-    hint(served, "alice", [left])
-    nothing_left(sandbox)
-
-    outcomes = [run.outcome for _ in range(2) for run in sync.run("alice", "news", runtime=served)]
-
-    assert outcomes[-1] == "deferred"
-    assert connection(served, "alice").news_at is not None
-
-
-@ON_SQLITE
-@pytest.mark.parametrize("day", ["spent", "new"])
-def test_what_was_put_off_does_not_show_that_webhooks_still_come(
-    served: Runtime, sandbox: Control, day: str
-) -> None:
-    """They may have stopped since, and nobody would notice while such news are left."""
-    settle(served, sandbox)
-    long_ago = served.clock() - timedelta(days=3)
-    paced(served, heard_at=long_ago)
-    sandbox.disturb_webhooks(lost=1)
-    sandbox.add("alice", start=served.clock() - timedelta(hours=2))
-    sandbox.step(900)
-    change(served, "alice", news_streams=["activities"], next_sync_at=served.clock())
-    if day == "spent":
-        nothing_left(sandbox)
-
-    runs = [run for _ in range(2) for run in ticked(served, "alice")]
-
-    assert runs[-1].outcome == ("deferred" if day == "spent" else "ok")
-    assert sum(run.counts.inserted for run in runs) == (0 if day == "spent" else 1)
-    assert heard_at(served) == long_ago
-
-
-@ON_SQLITE
-def test_what_waits_for_the_next_quarter_of_an_hour_stays_news(served: Runtime, sandbox: Control) -> None:
-    settle(served, sandbox)
-    hint(served, "alice", [Event(owner_of(served), ("activities",))])
-    sandbox.limits(reads=(100, 9000), overall=(9000, 9000))
-    sandbox.spend(100)
-
-    outcomes = [run.outcome for _ in range(2) for run in sync.run("alice", "news", runtime=served)]
-
-    assert outcomes[-1] == "deferred"
-    assert connection(served, "alice").news_at is not None
 
 
 # With real processes -------------------------------------------------------------------------------

@@ -157,8 +157,7 @@ class Connection(Base):
     claimed_at: Mapped[datetime | None]
     news_at: Mapped[datetime | None]
     news_streams: Mapped[list[str] | None] = mapped_column(Payload, nullable=True)
-    """The streams that the news is in, as a provider's webhooks named them; None: it may be in any. Without
-    `news_at` a spent day has put it off, and it waits as polls do."""
+    """The streams that the news is in, as a provider's webhooks named them; None: it may be in any."""
     news_about: Mapped[dict[str, dict[str, Any]] | None] = mapped_column(Payload, nullable=True)
     """Where in these streams, by name: `connections.narrowed`."""
     hint_after: Mapped[datetime | None]
