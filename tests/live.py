@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl
 
+import uvicorn
+from dramatiq import Broker
 from sqlalchemy import delete, select, update
 
 from lifelogger import sync
 from lifelogger.connections import import_lines
 from lifelogger.runtime import Runtime
+from lifelogger.sandbox.server import listen, url_of
 from lifelogger.store.models import Connection, Quarantined, Record, Stream, SyncRun, User
+from lifelogger.web.app import create_app
 from tests.sandbox.control import Control
+from tests.servers import wait_until
 
 LIST = "GET /athlete/activities"
 TOKEN = "POST /oauth/token"
@@ -131,3 +138,18 @@ def in_background(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Future
     future = with_one.submit(work, *args, **kwargs)
     with_one.shutdown(wait=False)
     return future
+
+
+@contextmanager
+def web_server(live: Runtime, broker: Broker) -> Iterator[Runtime]:
+    """Our web server in a thread, and a runtime that knows its address."""
+    listener = listen()
+    rt = tuned(live, web={"public_url": url_of(listener)})
+    config = uvicorn.Config(create_app(rt, broker), log_config=None, access_log=False, lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
+    thread.start()
+    wait_until(lambda: server.started, "the web server")
+    yield rt
+    server.should_exit = True
+    thread.join()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from typing import Any
 
 import pytest
 import requests
-import uvicorn
 from alembic import command
 from dramatiq.brokers.stub import StubBroker
 from pydantic import SecretStr
@@ -31,7 +29,6 @@ from lifelogger.doctor import examine
 from lifelogger.errors import Forged, LifeloggerError, Unavailable
 from lifelogger.providers.base import Call
 from lifelogger.runtime import Runtime
-from lifelogger.sandbox.server import listen, url_of
 from lifelogger.settings import MAIN, Application
 from lifelogger.store import counts
 from lifelogger.store.migrate import run as migrating
@@ -50,6 +47,7 @@ from tests.live import (
     stored,
     truth,
     tuned,
+    web_server,
     wipe,
 )
 from tests.live import connect as let_in
@@ -553,20 +551,10 @@ def test_an_import_of_an_application_that_is_not_there_is_refused(live: Runtime,
 
 @pytest.fixture
 def served(live: Runtime) -> Iterator[Runtime]:
-    """Our web server in a thread, and a runtime that knows its address."""
-    listener = listen()
-    rt = tuned(live, web={"public_url": url_of(listener)})
     broker = StubBroker()
     broker.declare_queue("now")
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(rt, broker), log_config=None, access_log=False, lifespan="off")
-    )
-    thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
-    thread.start()
-    wait_until(lambda: server.started, "the web server")
-    yield rt
-    server.should_exit = True
-    thread.join()
+    with web_server(live, broker) as rt:
+        yield rt
 
 
 @ONCE

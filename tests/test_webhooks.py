@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +11,6 @@ from typing import Any
 
 import dramatiq
 import pytest
-import uvicorn
 from dramatiq.brokers.redis import RedisBroker
 from pydantic import SecretStr
 from sqlalchemy import select
@@ -25,7 +23,6 @@ from lifelogger.connections import import_lines, note_hint, note_news
 from lifelogger.errors import Refused, Unavailable
 from lifelogger.providers.base import Event
 from lifelogger.runtime import Runtime
-from lifelogger.sandbox.server import listen, url_of
 from lifelogger.store.models import Connection, Receipt, Record, Stream
 from lifelogger.tokens import Tokens
 from lifelogger.web.app import create_app
@@ -40,6 +37,7 @@ from tests.live import (
     ticked,
     truth,
     tuned,
+    web_server,
 )
 from tests.processes import worker
 from tests.sandbox.control import Control
@@ -71,18 +69,8 @@ def broker(live: Runtime, monkeypatch: pytest.MonkeyPatch) -> RedisBroker:
 
 @pytest.fixture
 def served(live: Runtime, broker: RedisBroker) -> Iterator[Runtime]:
-    """Our web server in a thread, and a runtime that knows its address."""
-    listener = listen()
-    rt = tuned(live, web={"public_url": url_of(listener)})
-    app = create_app(rt, broker)
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
-    thread.start()
-    wait_until(lambda: server.started, "the web server")
-    yield rt
-    server.should_exit = True
-    thread.join()
+    with web_server(live, broker) as rt:
+        yield rt
 
 
 def sent(rt: Runtime) -> int:
