@@ -29,7 +29,7 @@ from lifelogger.providers import base
 from lifelogger.runtime import Runtime
 from lifelogger.store import Prepared, table
 from lifelogger.store.models import Record, Stream
-from lifelogger.store.pages import Counts, Item, TooDeep, delete_missing, write_items
+from lifelogger.store.pages import Counts, Item, TooDeep, delete_missing, empty, look, write_items
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,9 @@ GOLDEN = (5**0.5 - 1) / 2
 """Its multiples spread evenly over [0, 1), however many there are: so first rounds spread over time."""
 NAMED_EVERY = timedelta(days=1)
 """So long after the last round began may webhooks that name too much begin another: anybody can send them."""
-Note = Callable[[Database, datetime, bool], None]
-"""Writes down how far a walk has come (`Page.reached`, `Page.end`), in the transaction of the page."""
+Write = Callable[[Database], object]
+Note = Callable[[datetime, bool], Write]
+"""Tells what writes down how far a walk has come (`Page.reached`, `Page.end`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,8 @@ class Sweep:
         """What was shown below `upper`, and where it lies; None: a bad record, somewhere."""
         self.readable = True
         self.note: Note | None = None
+        self.unwritten: Write | None = None
+        """What writes down how far pages brought us that are not worth a transaction of their own."""
         self.since = self.fresh_since
 
     def read_hinted(self, hint: Hint, *, suspect: bool = False) -> None:
@@ -219,7 +222,7 @@ class Sweep:
         self._begin(window, self._advance)
         assert self.pages is not None
         for page in self.pages:
-            self._store(page)
+            self._store(page, later=True)
             if page.reached is not None and self.since < page.reached <= self.fresh_since:
                 return  # the fresh part is complete; the same walk goes on as history
         self.pages = None
@@ -258,7 +261,7 @@ class Sweep:
         if top <= self.since:
             with self.rt.store.write() as db:
                 self.fenced(db)
-                self._go_round(db, top, True)
+                self._go_round(top, True)(db)
             return
         floor = self.oldest if thrifty else None
         self._begin(base.Window(self.since, top, floor=floor, now=self.began_at), self._go_round)
@@ -275,28 +278,26 @@ class Sweep:
         if not lately and self.recheck_until is None and self.recheck_at is not None:
             with self.rt.store.write() as db:
                 self.fenced(db)
-                self._write_round(db, min(self.recheck_at, self.began_at), None)
+                self._round(min(self.recheck_at, self.began_at), None)(db)
 
     def put_off(self, until: datetime) -> None:
         """Let the round rest: it met trouble where it is."""
         with self.rt.store.write() as db:
             self.fenced(db)
-            self._write_round(db, until, None)
+            self._round(until, None)(db)
 
-    def _go_round(self, db: Database, reached: datetime, end: bool) -> None:
-        """Write down how far the round is, and when it goes on or the next begins."""
+    def _go_round(self, reached: datetime, end: bool) -> Write:
+        """How far the round is, and when it goes on or the next begins."""
         now = self.rt.clock()
         done = end or reached <= self.since
         self.recheck_until = None if done else reached
         next_round = self.recheck_began_at + timedelta(days=self.rt.settings.sync.recheck_days)
-        self._write_round(
-            db, max(now + self.recheck_pause, next_round if done else now), now if done else None
-        )
+        return self._round(max(now + self.recheck_pause, next_round if done else now), now if done else None)
 
-    def _write_round(self, db: Database, at: datetime, ended_at: datetime | None) -> None:
+    def _round(self, at: datetime, ended_at: datetime | None) -> Write:
         self.recheck_at = at
-        RECHECKED(
-            db,
+        return partial(
+            RECHECKED,
             of=self.stream_id,
             recheck_at=at,
             recheck_until=self.recheck_until,
@@ -315,52 +316,70 @@ class Sweep:
         self.pages = self.provider.pages(self.http, self.stream, window)
         self.upper, self.present, self.readable, self.note = window.until, {}, True, note
 
-    def _store(self, page: base.Page) -> None:
-        """Commit one page with the place it earns, or nothing of it."""
-        now = self.rt.clock()
+    def _store(self, page: base.Page, *, later: bool = False) -> None:
+        """Commit one page with the place it earns, or nothing of it.
+
+        With `later` the place that a page without news earns is left for `settle`.
+        """
+        now, store = self.rt.clock(), self.rt.store
         items = [self._item(raw) for raw in page.items]
-        self.present.update(
-            (item.external_id, item.record.ordered_at if item.record else None)
-            for item in items
-            if item.external_id is not None
-        )
+        keys = [item.external_id for item in items]
+        with store.read() as db:  # nobody writes here but us, or `fenced` raises below
+            held = look(db, self.connection_id, self.stream.name, keys, page.reached, self.upper)
+        for item in items:
+            if held.has(item):
+                at = held.known[str(item.external_id)].ordered_at
+            else:
+                self._read(item)
+                at = item.record.ordered_at if item.record else None
+            if item.external_id is not None:
+                self.present[item.external_id] = at
         # An item whose key cannot be read may be any of those that seem to be missing.
-        self.readable = self.readable and all(item.external_id is not None for item in items)
-        with self.rt.store.write() as db:
-            self.fenced(db)
-            counts = write_items(self.rt.store, db, self.connection_id, self.stream.name, items, now)
-            if page.reached is not None:
-                if self.readable:
-                    counts.deleted = delete_missing(
-                        db,
-                        self.connection_id,
-                        self.stream.name,
-                        since=page.reached,
-                        until=self.upper,
-                        present=self.present.keys(),
-                        now=now,
-                    )
-                if self.note is not None:
-                    self.note(db, page.reached, page.end)
+        self.readable = self.readable and None not in keys
+        gone: list[int] = []
+        if page.reached is not None and self.readable:
+            gone = [row.id for row in held.span if row.external_id not in self.present]
+        note = partial(self.note, page.reached, page.end) if self.note and page.reached is not None else None
+        news = bool(gone) or not all(map(held.has, items)) or (held.quarantined and bool(items))
+        if later and not news and note is not None:
+            self.unwritten = note()
+        elif news or note is not None:
+            with store.write() as db:
+                self.fenced(db)
+                self.settle(db)
+                counts = write_items(store, db, self.connection_id, self.stream.name, items, now, held)
+                counts.deleted = empty(db, gone, now)
+                if note is not None:
+                    note()(db)
+            self.counts.add(counts)
         if page.reached is not None:
             # What was shown of the span below need not be shown again.
             below = {key: at for key, at in self.present.items() if at is None or at < page.reached}
-            legible = all(item.external_id is not None for item in items)
-            self.upper, self.present, self.readable = page.reached, below, legible
-        self.counts.add(counts)
+            self.upper, self.present, self.readable = page.reached, below, None not in keys
+
+    def settle(self, db: Database) -> None:
+        """Write down how far pages without news have brought us."""
+        if self.unwritten is not None:
+            self.unwritten(db)
+            self.unwritten = None
 
     def _item(self, raw: Any) -> Item:
         key = self.provider.external_id(self.stream, raw)
         try:
-            return Item(key, raw, self.provider.record(self.stream, raw))
-        except BadRecord as bad:
-            reason = str(bad)
-        except TooDeep as bad:
-            raw, reason = None, str(bad)  # it cannot be kept, not even in the quarantine
-        return Item(key, raw, reason=reason)
+            return Item(key, raw)
+        except TooDeep as bad:  # it cannot be kept, not even in the quarantine
+            return Item(key, None, reason=str(bad))
 
-    def _advance(self, db: Database, reached: datetime, end: bool) -> None:
-        """Write down what is known now: everything down to `reached`, and what is still to come."""
+    def _read(self, item: Item) -> None:
+        """Normalise an item, or note why it cannot be."""
+        if item.reason is None:
+            try:
+                item.record = self.provider.record(self.stream, item.raw)
+            except BadRecord as bad:
+                item.reason = str(bad)
+
+    def _advance(self, reached: datetime, end: bool) -> Write:
+        """What is known now: everything down to `reached`, and what is still to come."""
         if end:
             left: tuple[datetime, datetime] | None = None
         elif reached > self.since:
@@ -370,8 +389,11 @@ class Sweep:
             left = (self.backlog[0], min(self.backlog[1], reached))
         else:
             left = None
-        ADVANCE(
-            db,
+        self.history_s = max(0.0, self._left_at_first - _seconds(left))
+        if end or reached <= self.since:
+            self.backlog = left
+        return partial(
+            ADVANCE,
             of=self.stream_id,
             cursor=self.began_at,
             backlog_since=left and left[0],
@@ -379,9 +401,6 @@ class Sweep:
             ended_at=self.began_at if end else None,
             recheck_at=None if left else self._first_round(),
         )
-        self.history_s = max(0.0, self._left_at_first - _seconds(left))
-        if end or reached <= self.since:
-            self.backlog = left
 
     def _floor(self) -> datetime | None:
         """The oldest record, when the list was read to its end not long ago and nothing is older."""

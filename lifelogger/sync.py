@@ -686,6 +686,8 @@ class ConnectionSync:
             run.outcome, until = "deferred", now + REFUSED_FOR  # nothing of it could be read
         with self.rt.store.write() as db:
             news = self.fenced(db, OUR_NEWS, now=now)
+            for sweep in self.sweeps:
+                sweep.settle(db)
             left = False
             more_news = news.news_at is not None and news.news_at != self.row["news_at"]
             # What waited for a count that somebody else was asking for is due already: it may be known now.

@@ -150,11 +150,11 @@ def test_a_round_that_dies_at_a_page_goes_on_there(
     before = len(asked(sandbox))
     write, pages = sweep.Sweep._store, iter(range(9))
 
-    def dying(self: sweep.Sweep, page: Any) -> None:
+    def dying(self: sweep.Sweep, page: Any, **more: Any) -> None:
         last = next(pages) == 2  # the first is the poll's
         if last and when == "before":
             monkeypatch.setattr(sweep, "write_items", dies)
-        write(self, page)
+        write(self, page, **more)
         if last:
             dies()
 

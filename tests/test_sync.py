@@ -123,11 +123,11 @@ def test_a_page_and_its_cursor_commit_together(
     write = sweep.Sweep._store
     left = iter(range(3))
 
-    def dying(self: sweep.Sweep, page: Any) -> None:
+    def dying(self: sweep.Sweep, page: Any, **more: Any) -> None:
         last = next(left, None) == 2
         if last and when == "before":
             monkeypatch.setattr(sweep, "write_items", dies)
-        write(self, page)
+        write(self, page, **more)
         if last:
             dies()
 

@@ -41,11 +41,14 @@ class Store:
         self.engine = sqlite_engine(self.url.database or "") if self.is_sqlite else postgres_engine(self.url)
         # Without `preserve_rowcount` an INSERT tells none on PostgreSQL: who comes first would not know it.
         self._writing = self.engine.execution_options(writes=True, preserve_rowcount=True)
+        self._reading = self.engine
+        if not self.is_sqlite:  # each statement sees what is committed anyway: no BEGIN and COMMIT around it
+            self._reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that only reads."""
-        with self.engine.begin() as connection:
+        """A transaction that only reads; on PostgreSQL each statement sees what is committed by then."""
+        with self._reading.begin() as connection:
             yield connection
 
     @contextmanager

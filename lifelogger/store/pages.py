@@ -17,6 +17,7 @@ from sqlalchemy import (
     Connection,
     Executable,
     Text,
+    and_,
     any_,
     bindparam,
     cast,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    or_,
     select,
     text,
     update,
@@ -49,14 +51,20 @@ page_of = msgspec.json.Encoder()
 WRITTEN = (*NORMAL, "change", "connection_id", "stream", "raw", "digest", "created_at", "updated_at")
 # What a kind of record has not is left out of a page: most of it.
 Row = msgspec.defstruct("Row", [(name, Any, None) for name in WRITTEN], omit_defaults=True)
+ENDLESS = datetime(9999, 12, 31, tzinfo=UTC)
+"""Later than all records. Of a span without an end PostgreSQL thinks that it holds a third of the table, and
+plans the statement anew each time, which takes longer than to run it."""
 MOST_DEPTH = 500
 """Levels of nesting that we keep: Python reads and writes JSON by recursion, up to 1000 calls deep in all."""
 KEPT_OF_A_DELETED = {"kind", "ordered_at"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Item:
-    """One item of a page: its key if it could be read, and its record or why there is none."""
+    """One item of a page: its key if it could be read, and its record or why there is none.
+
+    It has neither where the same is stored already, and so need not be read.
+    """
 
     external_id: str | None
     raw: Any
@@ -69,8 +77,7 @@ class Item:
 
     def __post_init__(self) -> None:
         text = text_of(self.raw)
-        object.__setattr__(self, "text", text.decode())
-        object.__setattr__(self, "digest", hashlib.sha256(text).hexdigest())
+        self.text, self.digest = text.decode(), hashlib.sha256(text).hexdigest()
 
 
 class TooDeep(LifeloggerError):
@@ -127,16 +134,62 @@ class Counts:
         self.quarantined += other.quarantined
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the store holds of a page: of its items, and of the span that it shows."""
+
+    known: dict[str, Any]
+    """By key, the rows of its items; of one that was deleted the digest is None."""
+    span: list[Any]
+    """The rows of the span, without those deleted."""
+    quarantined: bool
+    """Whether the stream may have bad items."""
+
+    def has(self, item: Item) -> bool:
+        """Whether this very item is stored."""
+        row = self.known.get(item.external_id or "")
+        return row is not None and row.digest == item.digest
+
+
+def look(
+    db: Connection,
+    connection_id: int,
+    stream: str,
+    keys: Iterable[str | None],
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Held:
+    """What is held of these items, and in [since, until): nothing without `since`, no end without `until`."""
+    wanted = {key for key in keys if key is not None}
+    sqlite = db.dialect.name == "sqlite"
+    span = (since or ENDLESS, until or ENDLESS)
+    rows = statements(sqlite).held(
+        db, of=connection_id, stream=stream, keys=listed(wanted, sqlite), since=span[0], until=span[1]
+    )
+    return Held(
+        {row.external_id: row for row in rows if row.external_id in wanted},
+        [row for row in rows if row.deleted_at is None and span[0] <= row.ordered_at < span[1]],
+        not rows or rows[0].quarantined,
+    )
+
+
 def write_items(
-    store: Store, db: Connection, connection_id: int, stream: str, items: Sequence[Item], now: datetime
+    store: Store,
+    db: Connection,
+    connection_id: int,
+    stream: str,
+    items: Sequence[Item],
+    now: datetime,
+    held: Held | None = None,
 ) -> Counts:
-    """Upsert what is new or changed by (connection, stream, external id); the rest is left alone."""
-    good = {
-        item.record.external_id: item for item in items if item.record
-    }  # of a doubled item the last counts
-    found = stored(db, connection_id, stream, good)
-    known = {row.external_id: row.digest for row in found}
-    changed = [item for key, item in good.items() if known.get(key, "") != item.digest]
+    """Upsert what is new or changed by (connection, stream, external id); the rest is left alone.
+
+    `held` is what `look` told of them, if nobody else can have written there since.
+    """
+    held = held or look(db, connection_id, stream, [item.external_id for item in items])
+    # Of a doubled item the last counts.
+    good = {item.external_id: item for item in items if item.reason is None}
+    changed = [item for item in good.values() if not held.has(item)]
     if changed:
         numbers = feed.take(db, len(changed))
         rows = [
@@ -147,25 +200,16 @@ def write_items(
             db.execute(statements(True).upsert, [msgspec.structs.asdict(row) for row in rows])
         else:
             db.execute(statements(False).upsert, {"page": page_of.encode(rows).decode()})
-    counts = Counts(inserted=sum(item.external_id not in known for item in changed))
+    counts = Counts(inserted=sum(item.external_id not in held.known for item in changed))
     counts.updated = len(changed) - counts.inserted
-    mend = not found or found[0].quarantined
-    counts.quarantined = quarantine(store, db, connection_id, stream, items, now, mend=mend)
+    counts.quarantined = quarantine(store, db, connection_id, stream, items, now, mend=held.quarantined)
     return counts
-
-
-def stored(db: Connection, connection_id: int, stream: str, keys: Iterable[str]) -> list[Any]:
-    """Of each known key its digest, None if it was deleted; and whether the stream has bad items."""
-    if not (wanted := list(keys)):
-        return []
-    sqlite = db.dialect.name == "sqlite"
-    return statements(sqlite).known(db, of=connection_id, stream=stream, keys=listed(wanted, sqlite))
 
 
 class Statements(NamedTuple):
     """What is run for each page, built once: to build a statement takes as long as to run it."""
 
-    known: Prepared
+    held: Prepared
     upsert: Executable
     mend: Prepared
 
@@ -176,6 +220,7 @@ def statements(is_sqlite: bool) -> Statements:
     of, bad = Record.__table__.c, Quarantined.__table__.c
     here = (of.connection_id == bindparam("of"), of.stream == bindparam("stream"))
     there = (bad.connection_id == bindparam("of"), bad.stream == bindparam("stream"))
+    span = and_(of.ordered_at >= bindparam("since"), of.ordered_at < bindparam("until"))
     upsert: Any
     if is_sqlite:
         upsert = sqlite.insert(table(Record)).values({name: bindparam(name) for name in WRITTEN})
@@ -194,10 +239,15 @@ def statements(is_sqlite: bool) -> Statements:
             + ", ".join(f"{name} = excluded.{name}" for name in OVERWRITTEN)
         )
     return Statements(
-        known=Prepared(
-            select(of.external_id, of.digest, exists().where(*there).label("quarantined")).where(
-                *here, one_of(of.external_id, "keys", is_sqlite)
-            )
+        held=Prepared(
+            select(
+                of.id,
+                of.external_id,
+                of.digest,
+                of.ordered_at,
+                of.deleted_at,
+                exists().where(*there).label("quarantined"),
+            ).where(*here, or_(one_of(of.external_id, "keys", is_sqlite), span))
         ),
         upsert=upsert,
         mend=Prepared(delete(table(Quarantined)).where(*there, one_of(bad.external_id, "keys", is_sqlite))),
@@ -220,7 +270,7 @@ def one_of(what: ColumnElement[Any], name: str, is_sqlite: bool) -> ColumnElemen
     return what == any_(cast(bindparam(name, type_=Text), ARRAY(Text)))
 
 
-def listed(texts: Collection[str | None], is_sqlite: bool) -> str:
+def listed(texts: Iterable[str | None], is_sqlite: bool) -> str:
     """The value of such a parameter: an array as its database writes it. Drivers take longer over lists."""
     if is_sqlite:
         return json.dumps(list(texts))
@@ -250,9 +300,9 @@ def quarantine(
             "created_at": now,
         }
         for item in items
-        if item.record is None
+        if item.reason is not None
     ]
-    mended = {item.external_id for item in items if item.record} - {row["external_id"] for row in bad}
+    mended = {item.external_id for item in items} - {row["external_id"] for row in bad}
     if mended and mend:
         keys = listed(mended, store.is_sqlite)
         statements(store.is_sqlite).mend(db, of=connection_id, stream=stream, keys=keys)
@@ -271,20 +321,6 @@ def quarantine(
     return len(fresh)
 
 
-ENDLESS = datetime(9999, 12, 31, tzinfo=UTC)
-"""Later than all records. Of a span without an end PostgreSQL thinks that it holds a third of the table, and
-plans the statement anew each time, which takes longer than to run it."""
-THERE = Prepared(
-    select(Record.id, Record.external_id).where(
-        Record.connection_id == bindparam("of"),
-        Record.stream == bindparam("stream"),
-        Record.ordered_at >= bindparam("since"),
-        Record.ordered_at < bindparam("until"),
-        Record.deleted_at.is_(None),
-    )
-)
-
-
 def delete_missing(
     db: Connection,
     connection_id: int,
@@ -295,13 +331,18 @@ def delete_missing(
     present: Collection[str],
     now: datetime,
 ) -> int:
-    """Empty the records of [since, until) that the provider no longer lists; return how many.
+    """Empty the records of [since, until) that the provider no longer lists; return how many."""
+    rows = look(db, connection_id, stream, (), since, until).span
+    gone = [row.id for row in rows if row.external_id not in present]
+    return empty(db, gone, now)
+
+
+def empty(db: Connection, gone: Sequence[int], now: datetime) -> int:
+    """Empty these records; return how many.
 
     The row stays as a mark that there was one (the values and the payload go), so that readers
     who follow the changes learn of the deletion.
     """
-    rows = THERE(db, of=connection_id, stream=stream, since=since, until=until or ENDLESS)
-    gone = [row.id for row in rows if row.external_id not in present]
     if gone:
         cleared = {name: None for name in VALUES if name not in KEPT_OF_A_DELETED}
         db.execute(

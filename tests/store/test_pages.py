@@ -18,7 +18,7 @@ from lifelogger import sync
 from lifelogger.providers.base import Record as Normal
 from lifelogger.store import Prepared, Store
 from lifelogger.store.models import Base, Connection, Quarantined, Record, Stream, User
-from lifelogger.store.pages import THERE, Counts, Item, delete_missing, write_items
+from lifelogger.store.pages import ENDLESS, Counts, Item, delete_missing, listed, statements, write_items
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=15)
@@ -430,7 +430,9 @@ def test_keys_are_what_they_are_whatever_is_in_them(store: Store) -> None:
     assert sorted(row["external_id"] for row in rows(store)) == sorted(keys)
 
 
-@pytest.mark.parametrize("statement", [THERE, sync.STREAMS], ids=["what is there", "the streams"])
+@pytest.mark.parametrize(
+    "statement", [statements(False).held, sync.STREAMS], ids=["what is held", "the streams"]
+)
 def test_what_each_poll_asks_is_planned_once(store: Store, statement: Prepared) -> None:
     """To plan a statement takes PostgreSQL longer than to run it, and it is planned anew as long as the plan
     for any value seems to cost more than one for these."""
@@ -441,10 +443,12 @@ def test_what_each_poll_asks_is_planned_once(store: Store, statement: Prepared) 
     with store.write() as db:
         db.execute(insert(Stream).values(connection_id=ANN, name="activities"))
         db.execute(text("ANALYZE"))
-    span = {"since": NOW - timedelta(days=9), **({"until": LATER} if statement is THERE else {})}
+    values: dict[str, Any] = {"of": ANN, "since": NOW - timedelta(days=9)}
+    if statement is not sync.STREAMS:
+        values |= {"stream": "activities", "until": ENDLESS, "keys": listed(map(str, range(13)), False)}
     with store.read() as db:
         for _ in range(20):  # psycopg prepares what comes often, PostgreSQL plans that five times at first
-            statement(db, of=ANN, **({"stream": "activities"} if statement is THERE else {}), **span)
+            statement(db, **values)
         plans = db.execute(text("SELECT generic_plans, custom_plans FROM pg_prepared_statements"
                                 " WHERE statement LIKE '%ordered_at >=%'")).all()  # fmt: skip
     [(generic, custom)] = plans
