@@ -27,7 +27,7 @@ from lifelogger.errors import AccountRefused, BadRecord, Refused, Unavailable
 from lifelogger.http import Http
 from lifelogger.providers import base
 from lifelogger.runtime import Runtime
-from lifelogger.store import Prepared, table
+from lifelogger.store import Bound, Prepared, table
 from lifelogger.store.models import Record, Stream
 from lifelogger.store.pages import Counts, Item, TooDeep, delete_missing, empty, look, write_items
 
@@ -39,8 +39,7 @@ GOLDEN = (5**0.5 - 1) / 2
 """Its multiples spread evenly over [0, 1), however many there are: so first rounds spread over time."""
 NAMED_EVERY = timedelta(days=1)
 """So long after the last round began may webhooks that name too much begin another: anybody can send them."""
-Write = Callable[[Database], object]
-Note = Callable[[datetime, bool], Write]
+Note = Callable[[datetime, bool], Bound]
 """Tells what writes down how far a walk has come (`Page.reached`, `Page.end`)."""
 
 
@@ -115,8 +114,8 @@ class Sweep:
         """What was shown below `upper`, and where it lies; None: a bad record, somewhere."""
         self.readable = True
         self.note: Note | None = None
-        self.unwritten: Write | None = None
-        """What writes down how far pages brought us that are not worth a transaction of their own."""
+        self.unwritten: Bound | None = None
+        """What the end of the sync is to write down: how far a page came that is not worth a transaction."""
         self.since = self.fresh_since
 
     def read_hinted(self, hint: Hint, *, suspect: bool = False) -> None:
@@ -286,7 +285,7 @@ class Sweep:
             self.fenced(db)
             self._round(until, None)(db)
 
-    def _go_round(self, reached: datetime, end: bool) -> Write:
+    def _go_round(self, reached: datetime, end: bool) -> Bound:
         """How far the round is, and when it goes on or the next begins."""
         now = self.rt.clock()
         done = end or reached <= self.since
@@ -294,10 +293,9 @@ class Sweep:
         next_round = self.recheck_began_at + timedelta(days=self.rt.settings.sync.recheck_days)
         return self._round(max(now + self.recheck_pause, next_round if done else now), now if done else None)
 
-    def _round(self, at: datetime, ended_at: datetime | None) -> Write:
+    def _round(self, at: datetime, ended_at: datetime | None) -> Bound:
         self.recheck_at = at
-        return partial(
-            RECHECKED,
+        return RECHECKED.bind(
             of=self.stream_id,
             recheck_at=at,
             recheck_until=self.recheck_until,
@@ -319,7 +317,7 @@ class Sweep:
     def _store(self, page: base.Page, *, later: bool = False) -> None:
         """Commit one page with the place it earns, or nothing of it.
 
-        With `later` the place that a page without news earns is left for `settle`.
+        With `later` the place that a page without news earns is left `unwritten`.
         """
         now, store = self.rt.clock(), self.rt.store
         items = [self._item(raw) for raw in page.items]
@@ -346,22 +344,18 @@ class Sweep:
         elif news or note is not None:
             with store.write() as db:
                 self.fenced(db)
-                self.settle(db)
+                if self.unwritten is not None:
+                    self.unwritten(db)
                 counts = write_items(store, db, self.connection_id, self.stream.name, items, now, held)
                 counts.deleted = empty(db, gone, now)
                 if note is not None:
                     note()(db)
             self.counts.add(counts)
+            self.unwritten = None
         if page.reached is not None:
             # What was shown of the span below need not be shown again.
             below = {key: at for key, at in self.present.items() if at is None or at < page.reached}
             self.upper, self.present, self.readable = page.reached, below, None not in keys
-
-    def settle(self, db: Database) -> None:
-        """Write down how far pages without news have brought us."""
-        if self.unwritten is not None:
-            self.unwritten(db)
-            self.unwritten = None
 
     def _item(self, raw: Any) -> Item:
         key = self.provider.external_id(self.stream, raw)
@@ -378,7 +372,7 @@ class Sweep:
             except BadRecord as bad:
                 item.reason = str(bad)
 
-    def _advance(self, reached: datetime, end: bool) -> Write:
+    def _advance(self, reached: datetime, end: bool) -> Bound:
         """What is known now: everything down to `reached`, and what is still to come."""
         if end:
             left: tuple[datetime, datetime] | None = None
@@ -392,8 +386,7 @@ class Sweep:
         self.history_s = max(0.0, self._left_at_first - _seconds(left))
         if end or reached <= self.since:
             self.backlog = left
-        return partial(
-            ADVANCE,
+        return ADVANCE.bind(
             of=self.stream_id,
             cursor=self.began_at,
             backlog_since=left and left[0],

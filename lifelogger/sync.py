@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -18,7 +19,21 @@ from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import Connection as Database
-from sqlalchemy import and_, bindparam, case, exists, false, func, insert, or_, select, update
+from sqlalchemy import (
+    Interval,
+    Text,
+    and_,
+    bindparam,
+    case,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import aliased
@@ -41,7 +56,7 @@ from lifelogger.http import Http
 from lifelogger.mutex import Lock
 from lifelogger.providers import base
 from lifelogger.runtime import Runtime
-from lifelogger.store import Prepared, table
+from lifelogger.store import Prepared, run_together, table
 from lifelogger.store.models import Connection, Pace, Record, Stream, SyncRun
 from lifelogger.store.pages import ENDLESS, Counts
 from lifelogger.sweep import Hint, Sweep
@@ -121,35 +136,89 @@ def begin(rt: Runtime, user_id: str, trigger: str) -> list[dict[str, Any]]:
     long as a time-out, and the others should not wait for that.
     """
     now = rt.clock()
-    values = {
+    lookback = timedelta(days=rt.settings.sync.lookback_days)
+    values: dict[str, Any] = {
         "user": user_id,
+        "by": trigger,
         "now": now,
         "lease_ends": now + timedelta(seconds=rt.settings.sync.lease_seconds),
         "hint_after": now + HINTED_EVERY,
+        "lookback": lookback,
     }
-    asked = trigger not in ("tick", "news")
-    lookback = timedelta(days=rt.settings.sync.lookback_days)
-    with rt.store.write() as db:
-        rows = taking(tuple(each.key for each in rt.applications()), asked)(db, **values)
-        found = []
-        for row in sorted(rows, key=lambda each: (each.failures, each.id)):
-            asked_by = trigger if row.news_streams is None else "news"
+    applications = tuple(each.key for each in rt.applications())
+    take = take_in_steps if rt.store.is_sqlite else take_at_once
+    with rt.store.at_once() as db:
+        taken = take(db, applications, asked=trigger not in ("tick", "news"), **values)
+    opened = [
+        {
+            **row._asdict(),
+            "run_id": run_id,
+            "started_at": now,
+            "since": since_when(row, now, lookback),
+            "states": {state.name: state for state in states},
+        }
+        for row, run_id, states in taken
+    ]
+    return sorted(opened, key=lambda each: (each["failures"], each["id"]))
+
+
+def since_when(row: Any, now: datetime, lookback: timedelta) -> datetime:
+    """About where the look-back of each stream begins."""
+    last: datetime = row.last_sync_at or now
+    return min(now, last) - lookback
+
+
+Taken = Sequence[tuple[Any, int, Sequence[Any]]]
+"""Of each connection its row, its journal row's number, and its streams."""
+
+
+def take_at_once(
+    db: Database, applications: tuple[tuple[str, str], ...], asked: bool, **values: Any
+) -> Taken:
+    """One statement takes the connections, opens the journal and reads the streams."""
+    taken: dict[int, tuple[Any, int, list[Any]]] = {}
+    for row in taking_at_once(applications, asked)(db, **values):
+        state: Any = OF_STREAM(*row[-len(OF_STREAM._fields) :])
+        if row.id not in taken:
+            taken[row.id] = row, row.run_id, []
             if row.unended:
-                INTERRUPTED(db, of=row.id, now=now)
-            [(run_id,)] = BEGUN(db, of=row.id, by=asked_by, now=now)
-            since = min(now, row.last_sync_at or now) - lookback  # about where each stream's look-back begins
-            states = {state.name: state for state in STREAMS(db, of=row.id, since=since)}
-            opened = {"run_id": run_id, "started_at": now, "since": since, "states": states}
-            found.append({**row._asdict(), **opened})
-    return found
+                INTERRUPTED(db, of=row.id, now=values["now"], run=row.run_id)
+        if state.id is not None:
+            taken[row.id][2].append(state)
+    return list(taken.values())
+
+
+def take_in_steps(
+    db: Database,
+    applications: tuple[tuple[str, str], ...],
+    asked: bool,
+    *,
+    lookback: timedelta,
+    **values: Any,
+) -> Taken:
+    """The same for SQLite, whose WITH cannot write, and which is asked without a round trip."""
+    taken, now = [], values["now"]
+    for row in taking(applications, asked)(db, **values):
+        by = values["by"] if row.news_streams is None else "news"
+        [(run_id,)] = BEGUN(db, of=row.id, by=by, now=now)
+        if row.unended:
+            INTERRUPTED(db, of=row.id, now=now, run=run_id)
+        taken.append((row, run_id, STREAMS(db, of=row.id, since=since_when(row, now, lookback))))
+    return taken
 
 
 # Statements are built once: to build one takes as long as to run it.
+
+COUNTED = ("requests", "inserted", "updated", "deleted", "quarantined")
 
 
 @cache
 def taking(applications: tuple[tuple[str, str], ...], asked: bool) -> Prepared:
     """The statement that takes a user's connections: those that are due, and if `asked` all that can be."""
+    return Prepared(_taking(applications, asked))
+
+
+def _taking(applications: tuple[tuple[str, str], ...], asked: bool) -> Any:
     of, now = Connection.__table__.c, bindparam("now", type_=Connection.next_sync_at.type)
     turn = bindparam("hint_after", type_=Connection.hint_after.type)
     # A tick has claimed what the budgets can serve: what is due at other providers has its own turn.
@@ -163,7 +232,16 @@ def taking(applications: tuple[tuple[str, str], ...], asked: bool) -> Prepared:
         due = or_(due, its_turn, of.failures == 0)
         # Remembered until a sync ends well.
         wish = {"news_at": func.coalesce(of.news_at, now), "news_streams": None}
-    return Prepared(
+    last = aliased(SyncRun)
+    newest = (
+        select(last.outcome)
+        .where(last.connection_id == of.id)
+        .order_by(last.id.desc())
+        .limit(1)
+        .correlate(Connection)
+        .scalar_subquery()
+    )  # if any was not ended, this one was not
+    return (
         update(table(Connection))
         .where(of.user_id == bindparam("user"), of.status == "active", enabled, due)
         .values(
@@ -191,9 +269,32 @@ def taking(applications: tuple[tuple[str, str], ...], asked: bool) -> Prepared:
             of.claimed_at,
             of.last_sync_at,
             of.provider_user_id,
-            exists().where(SyncRun.connection_id == of.id, SyncRun.outcome == "running").label("unended"),
+            (func.coalesce(newest, "") == "running").label("unended"),
         )
     )
+
+
+@cache
+def taking_at_once(applications: tuple[tuple[str, str], ...], asked: bool) -> Prepared:
+    """The statement of `take_at_once`: a row for each stream, without one if there is none yet."""
+    taken = _taking(applications, asked).cte("taken")
+    now = bindparam("now", type_=SyncRun.started_at.type)
+    by = case((taken.c.news_streams.is_(None), bindparam("by", type_=Text)), else_="news")
+    zeros = dict.fromkeys(COUNTED, literal(0))
+    opened = {"connection_id": taken.c.id, "trigger": by, "started_at": now, "outcome": literal("running")}
+    opened |= zeros
+    begun = (
+        insert(table(SyncRun))
+        .from_select(list(opened), select(*(what.label(name) for name, what in opened.items())))
+        .returning(SyncRun.__table__.c.id, SyncRun.__table__.c.connection_id)
+        .cte("begun")
+    )
+    last = func.coalesce(taken.c.last_sync_at, now)
+    since = func.least(now, last, type_=now.type) - bindparam("lookback", type_=Interval)
+    whole = taken.join(begun, begun.c.connection_id == taken.c.id)
+    whole = whole.outerjoin(Stream.__table__, Stream.connection_id == taken.c.id)
+    named = (each.label(f"stream_{each.name}") for each in _streams(since))
+    return Prepared(select(*taken.c, begun.c.id.label("run_id"), *named).select_from(whole))
 
 
 def _journal() -> tuple[Any, Any, Any]:
@@ -201,7 +302,7 @@ def _journal() -> tuple[Any, Any, Any]:
     of = SyncRun.__table__.c
     interrupted = (
         update(table(SyncRun))
-        .where(of.connection_id == bindparam("of"), of.outcome == "running")
+        .where(of.connection_id == bindparam("of"), of.outcome == "running", of.id < bindparam("run"))
         .values(
             outcome="interrupted",
             ended_at=bindparam("now"),
@@ -213,10 +314,9 @@ def _journal() -> tuple[Any, Any, Any]:
         trigger=bindparam("by"),
         started_at=bindparam("now"),
         outcome="running",
-        **dict.fromkeys(("requests", "inserted", "updated", "deleted", "quarantined"), 0),
+        **dict.fromkeys(COUNTED, 0),
     )
-    counted = ("requests", "inserted", "updated", "deleted", "quarantined")
-    names = ("ended_at", "outcome", "message", "history_s", *counted)
+    names = ("ended_at", "outcome", "message", "history_s", *COUNTED)
     ended = (
         update(table(SyncRun))
         .where(of.id == bindparam("run"))
@@ -228,21 +328,21 @@ def _journal() -> tuple[Any, Any, Any]:
 INTERRUPTED, BEGUN, ENDED = _journal()
 
 
-def _streams() -> Any:
-    """The streams of a connection, how many records each has in the look-back, and its oldest one."""
+def _streams(since: Any) -> tuple[Any, ...]:
+    """Of a stream its columns, how many records it has since then, and its oldest one."""
     mine = (
         Record.connection_id == Stream.connection_id,
         Record.stream == Stream.name,
         Record.deleted_at.is_(None),
     )
-    lookback = (Record.ordered_at >= bindparam("since"), Record.ordered_at < ENDLESS)
+    lookback = (Record.ordered_at >= since, Record.ordered_at < ENDLESS)
     newer = select(func.count()).where(*mine, *lookback).scalar_subquery()
     oldest = select(func.min(Record.ordered_at)).where(*mine).scalar_subquery()
-    columns = (Stream.__table__, newer.label("newer"), oldest.label("oldest"))
-    return select(*columns).where(Stream.connection_id == bindparam("of"))
+    return (*Stream.__table__.c, newer.label("newer"), oldest.label("oldest"))
 
 
-STREAMS = Prepared(_streams())
+OF_STREAM: Any = namedtuple("State", [each.name for each in _streams(ENDLESS)])  # type: ignore[misc]
+STREAMS = Prepared(select(*_streams(bindparam("since"))).where(Stream.connection_id == bindparam("of")))
 INSERTED = Prepared(
     select(Record.stream, Record.ordered_at, Record.end_at, Record.utc_offset_s)
     .where(Record.connection_id == bindparam("of"), Record.created_at >= bindparam("since"))
@@ -686,9 +786,7 @@ class ConnectionSync:
             run.outcome, until = "deferred", now + REFUSED_FOR  # nothing of it could be read
         with self.rt.store.write() as db:
             news = self.fenced(db, OUR_NEWS, now=now)
-            for sweep in self.sweeps:
-                sweep.settle(db)
-            left = False
+            left, writes = False, [sweep.unwritten for sweep in self.sweeps if sweep.unwritten]
             more_news = news.news_at is not None and news.news_at != self.row["news_at"]
             # What waited for a count that somebody else was asking for is due already: it may be known now.
             self.more = more_news or news.others or (until is not None and until <= now)
@@ -725,10 +823,9 @@ class ConnectionSync:
                 db.execute(update(Connection).where(Connection.id == run.connection_id).values(values))
             else:
                 new = {f"new_{name}": value for name, value in values.items()}
-                changing(frozenset(values))(db, of=run.connection_id, **new)
+                writes.append(changing(frozenset(values)).bind(of=run.connection_id, **new))
             counts = run.counts
-            ENDED(
-                db,
+            ended = ENDED.bind(
                 run=run.id,
                 ended_at=now,
                 outcome=run.outcome,
@@ -740,5 +837,6 @@ class ConnectionSync:
                 quarantined=counts.quarantined,
                 history_s=sum(sweep.history_s for sweep in self.sweeps),
             )
+            run_together(db, [*writes, ended])
         if left:  # a webhook said so, and the request that was made to find out has found it so
             leaving.end_deauthorised(self.rt, run.connection_id)

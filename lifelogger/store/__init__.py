@@ -2,8 +2,8 @@
 
 import logging
 
-from lifelogger.store.engine import Prepared, Store, table
+from lifelogger.store.engine import Bound, Prepared, Store, run_together, table
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # else it tells of each plugin that it loads
 
-__all__ = ["Prepared", "Store", "table"]
+__all__ = ["Bound", "Prepared", "Store", "run_together", "table"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,12 @@ class Store:
         with self._writing.begin() as connection:
             yield connection
 
+    @contextmanager
+    def at_once(self) -> Iterator[Connection]:
+        """For one statement that writes: PostgreSQL needs no transaction around it."""
+        with self.write() if self.is_sqlite else self.read() as connection:
+            yield connection
+
     def insert(self, table: Any) -> Any:
         """The dialect's INSERT, which has `on_conflict_do_…` on both databases."""
         assert isinstance(table, Table)
@@ -103,10 +112,65 @@ class Prepared:
 
     def __call__(self, db: Connection, **values: Any) -> list[Any]:
         """Run it in the transaction of `db`; return its rows, none if it tells nothing."""
-        compiled = self._compiled.get(db.dialect.name)
+        return self.compiled(db.dialect).run(db, values)
+
+    def bind(self, **values: Any) -> Bound:
+        """The statement with its values, to run it later."""
+        return Bound(self, values)
+
+    def compiled(self, dialect: Dialect) -> _Compiled:
+        compiled = self._compiled.get(dialect.name)
         if compiled is None:
-            compiled = self._compiled[db.dialect.name] = _Compiled(self.statement, db.dialect)
-        return compiled.run(db, values)
+            compiled = self._compiled[dialect.name] = _Compiled(self.statement, dialect)
+        return compiled
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A statement with its values."""
+
+    statement: Prepared
+    values: dict[str, Any]
+
+    def __call__(self, db: Connection) -> list[Any]:
+        return self.statement(db, **self.values)
+
+
+def run_together(db: Connection, writes: Sequence[Bound]) -> None:
+    """Run statements that return nothing, each of rows of its own; PostgreSQL gets them as one."""
+    if db.dialect.name != "postgresql":
+        for each in writes:
+            each(db)
+        return
+    compiled = [each.statement.compiled(db.dialect) for each in writes]
+    named: dict[str, Any] = {}
+    for number, (one, each) in enumerate(zip(compiled, writes, strict=True)):
+        named |= {f"{name}_{number}": value for name, value in one.named(each.values).items()}
+    with _errors(db, sql := _joined(tuple(one.sql for one in compiled))):
+        cursor = db.connection.cursor()
+        cursor.execute(sql, named)
+        cursor.close()
+
+
+@lru_cache
+def _joined(statements: tuple[str, ...]) -> str:
+    """One statement of several, whose parameters are named by the number of theirs."""
+    *firsts, last = (
+        re.sub(r"%\((\w+)\)s", rf"%(\g<1>_{number})s", sql) for number, sql in enumerate(statements)
+    )
+    within = ", ".join(f"s{number} AS ({sql})" for number, sql in enumerate(firsts))
+    return f"WITH {within} {last}" if within else last
+
+
+@contextmanager
+def _errors(db: Connection, sql: str) -> Iterator[None]:
+    """The driver's errors, as SQLAlchemy raises them."""
+    try:
+        yield
+    except db.dialect.loaded_dbapi.Error as error:
+        raise DBAPIError.instance(
+            sql, None, error, db.dialect.loaded_dbapi.Error, hide_parameters=True, dialect=db.dialect
+        ) from error
 
 
 class _Compiled:
@@ -132,23 +196,23 @@ class _Compiled:
     def _converted(self, name: str, value: Any) -> Any:
         return self.convert[name](value) if name in self.convert else value
 
-    def run(self, db: Connection, values: dict[str, Any]) -> list[Any]:
-        for name in self.convert.keys() & values.keys():
-            values[name] = self.convert[name](values[name])
+    def named(self, values: dict[str, Any]) -> dict[str, Any]:
+        """All parameters as the driver gets them."""
         named = {**self.constant, **values}
-        cursor = db.connection.cursor()
-        try:
+        for name in self.convert.keys() & values.keys():
+            named[name] = self.convert[name](values[name])
+        return named
+
+    def run(self, db: Connection, values: dict[str, Any]) -> list[Any]:
+        named = self.named(values)
+        with _errors(db, self.sql):
+            cursor = db.connection.cursor()
             cursor.execute(self.sql, named if self.order is None else [named[name] for name in self.order])
             found = cursor.fetchall() if self.row else []
             if self.read is None and self.row:
                 told = zip(self.types, cursor.description, strict=True)
                 to = [kind.result_processor(self.dialect, column[1]) for kind, column in told]
                 self.read = [(at, of) for at, of in enumerate(to) if of]
-        except db.dialect.loaded_dbapi.Error as error:
-            raise DBAPIError.instance(
-                self.sql, None, error, db.dialect.loaded_dbapi.Error, hide_parameters=True, dialect=db.dialect
-            ) from error
-        finally:
             cursor.close()
         if not self.read:
             return [self.row(*each) for each in found]  # type: ignore[misc]
