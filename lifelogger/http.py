@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import msgspec
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 
 from lifelogger.budget import Budget, Ticket
 from lifelogger.errors import AccountRefused, BudgetSpent, LifeloggerError, NotThere, Refused, Unavailable
@@ -141,7 +142,7 @@ class Http:
             self.clock,
             method,
             url,
-            auth=Bearer(self._token),
+            headers={"Authorization": f"Bearer {self._token}"},
             **content,
         )
 
@@ -184,14 +185,16 @@ def call_revoke_endpoint(
     request: RevokeRequest,
 ) -> Reply:
     """POST what ends a grant (RFC 7009). Returns and raises as `call_token_endpoint`."""
-    auth = None
+    headers = None
     if request.authenticated:
-        auth = requests.auth.HTTPBasicAuth(settings.client_id, settings.client_secret.get_secret_value())
+        headers = urllib3.make_headers(
+            basic_auth=f"{settings.client_id}:{settings.client_secret.get_secret_value()}"
+        )
     ticket = budget.take(provider.pools(settings, 0, token=True))
     with untold():
         reply = exchange(
             provider, budget, ticket, limits, clock, "POST", settings.revoke_url,
-            data=request.form, params=request.query, auth=auth,
+            data=request.form, params=request.query, headers=headers,
         )  # fmt: skip
     if reply.status == 429 or reply.status >= 500:
         accepted(provider.title, "the revocation endpoint", reply)
@@ -234,7 +237,7 @@ def exchange(
     deadline = time.monotonic() + limits.total_timeout_seconds
     failure: str | None = None
     try:
-        request = requests.Request(method, url, headers={**HEADERS, **(headers or {})}, **content).prepare()
+        request = prepared(method, url, headers or {}, **content)
         with session().send_plainly(request, limits) as response:
             told, status = response.headers, response.status
             body, broken = read_json(response, deadline, limits.max_bytes)
@@ -268,6 +271,28 @@ def exchange(
         log.warning("%s: a reply was not told to the budget: %s", provider.title, trouble)
         closed_until = None
     return Reply(status, told, body, broken, closed_until or retry_at)
+
+
+def prepared(
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    *,
+    params: Mapping[str, str | int] | None = None,
+    data: Mapping[str, str] | None = None,
+    json: Json = None,
+) -> requests.PreparedRequest:
+    """What to send. `requests` itself takes a quarter of the time of a whole request to put it together."""
+    request = requests.PreparedRequest()
+    request.method, request.body = method, None
+    request.url = f"{url}{'&' if '?' in url else '?'}{urlencode(params)}" if params else url
+    fields = {**HEADERS, **headers}
+    if json is not None:
+        request.body, fields["Content-Type"] = msgspec.json.encode(json), "application/json"
+    elif data is not None:
+        request.body, fields["Content-Type"] = urlencode(data), "application/x-www-form-urlencoded"
+    request.headers = CaseInsensitiveDict(fields)
+    return request
 
 
 def read_json(response: urllib3.BaseHTTPResponse, deadline: float, most: int) -> tuple[Json, str | None]:
@@ -359,17 +384,6 @@ def is_loopback(url: str) -> bool:
     """Whether an address is on this machine, as the sandbox is: no proxy has anything to do there."""
     host = urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")
-
-
-class Bearer(requests.auth.AuthBase):
-    """The token as a header. As `auth`, not `headers`: else a `.netrc` entry would replace it."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 class Session(requests.Session):
