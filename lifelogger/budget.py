@@ -65,6 +65,7 @@ log = logging.getLogger(__name__)
 LEASE_SECONDS = 90.0
 """How long a request counts as in flight when nobody settles it: longer than any request may take."""
 TIMEOUT_SECONDS = 5.0
+DAY = 86_400
 PROBE_PATIENCE = timedelta(seconds=1)
 """After which one may ask again while another request learns the count."""
 
@@ -323,7 +324,7 @@ def _refusal(row: dict[str, Any], pools: Sequence[Pool], now: datetime) -> Budge
     reason = f"{_title(pool)}: {used} of {limit} requests used {window}"
     if row["kind"] == "held":
         reason += f"; the last {limit - used} are held for others"
-    return BudgetSpent(reason, opens)
+    return BudgetSpent(reason, opens, limit if item.get_expiry() >= DAY else None)
 
 
 def _window(row: dict[str, Any], pool: Pool, now: datetime) -> Window:

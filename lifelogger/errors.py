@@ -39,7 +39,14 @@ class Wait(LifeloggerError):
 
 
 class BudgetSpent(Wait):
-    """No request may be sent now: the provider's limit, or a reserve held for others."""
+    """No request may be sent now: the provider's limit, or a reserve held for others.
+
+    `a_day` is how many requests a whole window has, of one that is a day long or longer; else None.
+    """
+
+    def __init__(self, reason: str, until: datetime | None = None, a_day: int | None = None) -> None:
+        super().__init__(reason, until)
+        self.a_day = a_day
 
 
 class Unavailable(Wait):

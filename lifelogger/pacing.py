@@ -47,6 +47,12 @@ DAYS_A_ROUND = 2.0
 """Nobody is left unpolled longer than this many times what a poll of each in turn takes, or the setting."""
 SURELY = 0.9
 """Of that time a poll is planned so early: its tick may come late, and be full."""
+LATE_SHARE = 0.3
+"""The part of a day's requests that goes to news which the day before put off. With all of it, where there is
+more news than requests, each day begins with the rest of the last and is spent ever sooner, until nothing is
+there within seconds. Whoever waits longer is met with their next news."""
+LONGEST_PUT_OFF = timedelta(days=7)
+ABOUT = timedelta(minutes=30)
 LEAST_OFFERED = 0.1
 """The share of what there is that polls are offered, however many news webhooks announce."""
 DEAF = 1e-4
@@ -346,6 +352,27 @@ def put_off(db: Database, provider: str, application: str = MAIN) -> bool:
     told = (Connection.news_streams.is_not(None), Connection.wait_reason.is_not(None))
     query = select(Connection.id).where(*mine, *known, *told).limit(1)
     return db.execute(query).first() is not None
+
+
+def morning(db: Database, provider: str, application: str, opens: datetime, most: int) -> datetime:
+    """When news is met that a webhook told of when the day was spent: as soon as the next day opens, unless
+    `most` others wait for that already; then a day later, and so on.
+
+    Whoever is told of again before is met then.
+    """
+    at = opens
+    while at < opens + LONGEST_PUT_OFF and _waiting(db, provider, application, at, most):
+        at += timedelta(days=1)
+    return at
+
+
+def _waiting(db: Database, provider: str, application: str, at: datetime, most: int) -> bool:
+    """Whether so many wait for the day that opens then, or about then: clocks are compared all the time."""
+    mine = (Connection.provider == provider, Connection.application == application)
+    then = Connection.next_sync_at.between(at - ABOUT, at + ABOUT)
+    told = (Connection.news_at.is_not(None), Connection.news_streams.is_not(None))
+    few = select(Connection.id).where(*mine, then, *told).limit(most).subquery()
+    return (db.scalar(select(func.count()).select_from(few)) or 0) >= most
 
 
 def is_deaf(pace: Pace, sample: Sample, now: datetime) -> bool:

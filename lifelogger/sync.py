@@ -423,6 +423,8 @@ class ConnectionSync:
         """When each stream that is on was last read, before this sync."""
         self.until: datetime | None = None
         """When it is tried again, of a sync that did not end well."""
+        self.a_day: int | None = None
+        """How many requests a day has, if that one is spent."""
         self.ended = False
         self.more = False
         """Whether something of the user became due meanwhile, whose message found the lock taken."""
@@ -488,6 +490,7 @@ class ConnectionSync:
             spent = isinstance(wait, BudgetSpent)
             self.journal.outcome, self.journal.message = ("deferred" if spent else "failed"), wait.reason
             self.until = wait.until or self._back_off()
+            self.a_day = wait.a_day if isinstance(wait, BudgetSpent) else None
             if isinstance(wait, CountUnknown):
                 self.until = self.rt.clock()  # due at once: whoever learns the count has a plan made
         except LifeloggerError as trouble:
@@ -817,6 +820,14 @@ class ConnectionSync:
                 left = not more_news and news.deauthorised_at is not None
             else:
                 failed = run.outcome == "failed"
+                hinted = self.row["news_streams"] is not None and self.row["deauthorised_at"] is None
+                if hinted and until is not None and self.a_day is not None:
+                    most = math.ceil(pacing.LATE_SHARE * self.a_day / self.provider.poll_cost(self.settings))
+                    opens, until = until, pacing.morning(db, *self.application.key, until, most)
+                    if until > opens:
+                        run.message = (
+                            f"{run.message}; so many wait for the next day that this has to wait longer"
+                        )
                 values |= {"next_sync_at": until, "wait_reason": run.message}
                 values |= {"failures": self.row["failures"] + 1} if failed else {}
             if run.outcome == "needs_reauth":  # rare, and depends on what the row says

@@ -17,11 +17,11 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 import lifelogger.broker
-from lifelogger import cli, leaving, sync, webhooks
+from lifelogger import cli, leaving, pacing, sync, webhooks
 from lifelogger.broker import make_broker
 from lifelogger.connections import import_lines, note_hint, note_news
 from lifelogger.errors import Refused, Unavailable
-from lifelogger.providers.base import Event
+from lifelogger.providers.base import Event, Usage
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection, Receipt, Record, Stream
 from lifelogger.tokens import Tokens
@@ -348,6 +348,42 @@ def test_a_poll_that_is_due_is_not_put_off_by_hints(served: Runtime, sandbox: Co
     ticked(served, "alice")
 
     assert len({*spent(sandbox, before)}) == 7
+
+
+@ON_SQLITE
+def test_of_the_next_day_a_part_alone_is_spent_on_what_this_one_put_off(
+    served: Runtime, sandbox: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 9: else, with more news than requests, nothing would be there within seconds any more."""
+    monkeypatch.setattr(pacing, "LATE_SHARE", 0.001)
+    people = ("alice", "bruno", "chiyo")
+    connect(served, sandbox, *people)
+    for person in people:
+        sync.run(person, runtime=served)
+    sandbox.step(300)
+    pools = served.application("strava").pools
+    spent_day = {pool.name: Usage((100, 1000), (30, 1000)) for pool in pools}
+    served.budget.settle(served.budget.take(pools), usage=spent_day, date=served.clock())
+
+    def told(person: str, number: int) -> sync.Run:
+        account = connection(served, person).provider_user_id
+        event = Event(account, ("activities",), item=str(number))
+        assert hint(served, person, [event]) == person
+        (run,) = sync.run(person, "news", runtime=served)
+        return run
+
+    runs = [told(person, number) for number, person in enumerate(people)]
+    waiting = [connection(served, person).next_sync_at for person in people]
+    midnight = waiting[0]
+    sandbox.set_clock(midnight + timedelta(hours=1))
+    again = told("chiyo", 9)
+
+    assert [run.outcome for run in runs] == ["deferred"] * 3
+    assert waiting == [midnight + timedelta(days=days) for days in range(3)]
+    assert midnight - midnight.replace(hour=0, minute=0, second=0) < timedelta(seconds=5)
+    assert "longer" not in str(runs[0].message)
+    assert "wait longer" in str(runs[1].message)
+    assert again.outcome == "ok"
 
 
 # What lies below the look-back ----------------------------------------------------------------------
