@@ -16,7 +16,7 @@ from sqlalchemy import insert, select, text
 
 from lifelogger import sync
 from lifelogger.providers.base import Record as Normal
-from lifelogger.store import Prepared, Store
+from lifelogger.store import Store
 from lifelogger.store.models import Base, Connection, Quarantined, Record, Stream, User
 from lifelogger.store.pages import ENDLESS, Counts, Item, delete_missing, listed, statements, write_items
 
@@ -430,10 +430,22 @@ def test_keys_are_what_they_are_whatever_is_in_them(store: Store) -> None:
     assert sorted(row["external_id"] for row in rows(store)) == sorted(keys)
 
 
-@pytest.mark.parametrize(
-    "statement", [statements(False).held, sync.STREAMS], ids=["what is held", "the streams"]
-)
-def test_what_each_poll_asks_is_planned_once(store: Store, statement: Prepared) -> None:
+EACH_POLL = {
+    "what is held": (
+        statements(False).held,
+        {"of": ANN, "stream": "activities", "keys": listed(map(str, range(13)), False), "until": ENDLESS},
+    ),
+    "the streams": (sync.STREAMS, {"of": ANN}),
+    "who is taken": (
+        sync.taking_at_once((("strava", "main"),), False),
+        {"user": "ann", "by": "tick", "now": NOW, "lease_ends": NOW, "hint_after": NOW,
+         "lookback": timedelta(days=9)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EACH_POLL)
+def test_what_each_poll_asks_is_planned_once(store: Store, name: str) -> None:
     """To plan a statement takes PostgreSQL longer than to run it, and it is planned anew as long as the plan
     for any value seems to cost more than one for these."""
     if store.is_sqlite:
@@ -443,12 +455,10 @@ def test_what_each_poll_asks_is_planned_once(store: Store, statement: Prepared) 
     with store.write() as db:
         db.execute(insert(Stream).values(connection_id=ANN, name="activities"))
         db.execute(text("ANALYZE"))
-    values: dict[str, Any] = {"of": ANN, "since": NOW - timedelta(days=9)}
-    if statement is not sync.STREAMS:
-        values |= {"stream": "activities", "until": ENDLESS, "keys": listed(map(str, range(13)), False)}
-    with store.read() as db:
+    statement, values = EACH_POLL[name]
+    with store.at_once() as db:
         for _ in range(20):  # psycopg prepares what comes often, PostgreSQL plans that five times at first
-            statement(db, **values)
+            statement(db, **{"since": NOW - timedelta(days=9), **values})
         plans = db.execute(text("SELECT generic_plans, custom_plans FROM pg_prepared_statements"
                                 " WHERE statement LIKE '%ordered_at >=%'")).all()  # fmt: skip
     [(generic, custom)] = plans
