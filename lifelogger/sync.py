@@ -200,8 +200,9 @@ def take_in_steps(
     taken, now = [], values["now"]
     for row in taking(applications, asked)(db, **values):
         by = values["by"] if row.news_streams is None else "news"
+        [(unended,)] = UNENDED(db, of=row.id)
         [(run_id,)] = BEGUN(db, of=row.id, by=by, now=now)
-        if row.unended:
+        if unended:
             INTERRUPTED(db, of=row.id, now=now, run=run_id)
         taken.append((row, run_id, STREAMS(db, of=row.id, since=since_when(row, now, lookback))))
     return taken
@@ -232,15 +233,6 @@ def _taking(applications: tuple[tuple[str, str], ...], asked: bool) -> Any:
         due = or_(due, its_turn, of.failures == 0)
         # Remembered until a sync ends well.
         wish = {"news_at": func.coalesce(of.news_at, now), "news_streams": None}
-    last = aliased(SyncRun)
-    newest = (
-        select(last.outcome)
-        .where(last.connection_id == of.id)
-        .order_by(last.id.desc())
-        .limit(1)
-        .correlate(Connection)
-        .scalar_subquery()
-    )  # if any was not ended, this one was not
     return (
         update(table(Connection))
         .where(of.user_id == bindparam("user"), of.status == "active", enabled, due)
@@ -269,7 +261,6 @@ def _taking(applications: tuple[tuple[str, str], ...], asked: bool) -> Any:
             of.claimed_at,
             of.last_sync_at,
             of.provider_user_id,
-            (func.coalesce(newest, "") == "running").label("unended"),
         )
     )
 
@@ -294,7 +285,17 @@ def taking_at_once(applications: tuple[tuple[str, str], ...], asked: bool) -> Pr
     whole = taken.join(begun, begun.c.connection_id == taken.c.id)
     whole = whole.outerjoin(Stream.__table__, Stream.connection_id == taken.c.id)
     named = (each.label(f"stream_{each.name}") for each in _streams(since))
-    return Prepared(select(*taken.c, begun.c.id.label("run_id"), *named).select_from(whole))
+    unended = _unended(taken.c.id).label("unended")
+    return Prepared(select(*taken.c, begun.c.id.label("run_id"), unended, *named).select_from(whole))
+
+
+def _unended(connection_id: Any) -> Any:
+    """Whether a connection's last sync was never ended: if any was not, that one was not."""
+    newest = select(SyncRun.outcome).where(SyncRun.connection_id == connection_id)
+    return newest.order_by(SyncRun.id.desc()).limit(1).scalar_subquery() == "running"
+
+
+UNENDED = Prepared(select(_unended(bindparam("of")).label("unended")))
 
 
 def _journal() -> tuple[Any, Any, Any]:

@@ -22,6 +22,7 @@ from lifelogger.habits import HALF_LIFE_DAYS, Habits
 from lifelogger.providers import strava
 from lifelogger.runtime import Runtime
 from lifelogger.store.models import Connection, Pace, Record
+from lifelogger.store.pages import Counts
 from tests.live import (
     LIST,
     NOON,
@@ -149,6 +150,29 @@ def test_a_page_and_its_cursor_commit_together(
     historical = [query["before"] for query in asked(sandbox) if "before" in query and query["page"] == "1"]
     read_twice = [2] if when == "before" else []  # the page that was not stored
     assert [n for n, before in enumerate(historical) if before in historical[:n]] == read_twice
+
+
+def test_a_poll_without_news_that_dies_at_its_end_is_asked_again(
+    live: Runtime, sandbox: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promise 6: how far it came is written with its end, or not at all."""
+    connect(live, sandbox, "alice")
+    sync.run("alice", runtime=live)
+    before, kept = stream(live, "alice"), stored(live, "alice")
+    sandbox.step(QUARTER)
+    monkeypatch.setattr(sync, "run_together", dies)
+
+    with pytest.raises(RuntimeError, match="dies here"):
+        sync.run("alice", runtime=live)
+    monkeypatch.undo()
+    died = stream(live, "alice")
+    (again,) = sync.run("alice", runtime=live)
+
+    assert died == before
+    assert [run.outcome for run in journal(live, "alice")] == ["ok", "interrupted", "ok"]
+    assert (again.outcome, again.requests, again.counts) == ("ok", 1, Counts())
+    assert stream(live, "alice").cursor == live.clock()
+    assert stored(live, "alice") == kept == truth(sandbox, "alice")
 
 
 @pytest.mark.usefixtures("pages_of_ten")
