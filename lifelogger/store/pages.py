@@ -191,11 +191,13 @@ def write_items(
     good = {item.external_id: item for item in items if item.reason is None}
     changed = [item for item in good.values() if not held.has(item)]
     if changed:
-        numbers = feed.take(db, len(changed))
-        rows = [
-            Row(*normal(aware(item.record)), number, connection_id, stream, item.text, item.digest, now, now)
-            for item, number in zip(changed, numbers, strict=True)
+        rows: list[Any] = [
+            Row(*normal(aware(item.record)), None, connection_id, stream, item.text, item.digest, now, now)
+            for item in changed
         ]
+        numbers = feed.take(db, len(rows))  # from here on other writers wait
+        for row, number in zip(rows, numbers, strict=True):
+            row.change = number
         if store.is_sqlite:
             db.execute(statements(True).upsert, [msgspec.structs.asdict(row) for row in rows])
         else:
