@@ -321,8 +321,8 @@ def test_history_is_not_read_for_long_at_a_time(
     monkeypatch.setattr(strava, "LARGEST_PAGE", 10)
     write = Sweep._store
 
-    def slow(self: Sweep, page: Any) -> None:
-        write(self, page)
+    def slow(self: Sweep, page: Any, **more: Any) -> None:
+        write(self, page, **more)
         CLOCK.step(8)
 
     monkeypatch.setattr(Sweep, "_store", slow)
@@ -391,8 +391,8 @@ def test_all_streams_together_have_the_same_seconds(
     """Whose pages are few each: one stream's two, one of the next, and no more."""
     write, pages = Sweep._store, list[str]()
 
-    def slow(self: Sweep, page: Any) -> None:
-        write(self, page)
+    def slow(self: Sweep, page: Any, **more: Any) -> None:
+        write(self, page, **more)
         pages.append(self.stream.name)
         CLOCK.step(8)
 
