@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlencode
 
-import requests
+import urllib3
 
 DEADLINE_SECONDS = 20
 Moment = float | str | datetime
@@ -68,11 +69,10 @@ class Control:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.session = requests.Session()
-        self.session.trust_env = False  # a proxy of the machine has nothing to do here
+        self.pool = urllib3.PoolManager(retries=False, timeout=DEADLINE_SECONDS)
 
     def close(self) -> None:
-        self.session.close()
+        self.pool.clear()
 
     # People and what they did
 
@@ -116,7 +116,7 @@ class Control:
     def edit(self, activity: int, *, fields: Mapping[str, Any] | None = None, **options: Any) -> Json:
         """Change an item: `fields`, and as options `remove`, `raw`, `start`. Returns what it is then."""
         values = {"fields": dict(fields or {}), **{name: _plain(value) for name, value in options.items()}}
-        item: Json = self._call("PATCH", f"activities/{activity}", data=json.dumps(values))["item"]
+        item: Json = self._call("PATCH", f"activities/{activity}", body=json.dumps(values))["item"]
         return item
 
     def delete(self, activity: int, provider: str = "strava") -> None:
@@ -255,22 +255,22 @@ class Control:
     # The wire
 
     def get(self, path: str, **params: Any) -> Any:
-        return self._call("GET", path, params=params)
+        return self._call("GET", path, params)
 
     def post(self, path: str, **body: Any) -> Any:
-        # Not `json=`: requests refuses NaN, and an item may be wrong on purpose.
-        return self._call("POST", path, data=json.dumps(body))
+        return self._call("POST", path, body=json.dumps(body))
 
     def delete_path(self, path: str, **params: Any) -> None:
-        self._call("DELETE", path, params=params)
+        self._call("DELETE", path, params)
 
-    def _call(self, method: str, path: str, **content: Any) -> Any:
-        reply = self.session.request(
-            method, f"{self.url}/control/{path}", timeout=DEADLINE_SECONDS, **content
-        )
-        if reply.status_code != 200:
-            raise Refused(f"{method} /control/{path}: {reply.status_code} {reply.text}")
-        return reply.json()
+    def _call(
+        self, method: str, path: str, params: Mapping[str, Any] | None = None, body: str | None = None
+    ) -> Any:
+        query = urlencode({name: value for name, value in (params or {}).items() if value is not None})
+        reply = self.pool.request(method, f"{self.url}/control/{path}?{query}", body=body)
+        if reply.status != 200:
+            raise Refused(f"{method} /control/{path}: {reply.status} {reply.data.decode()}")
+        return json.loads(reply.data)
 
 
 def _plain(value: Any) -> Any:
