@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import CodeType
+from typing import Any
 
 import dramatiq
 import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from dramatiq.brokers.redis import RedisBroker
 from fastapi import FastAPI
+from mcp.server.mcpserver.tools import Tool
 from starlette.testclient import TestClient
 
 import lifelogger.broker
@@ -18,6 +22,29 @@ from lifelogger.web.login import login_token
 from tests.web.people import HERE
 
 Visit = Callable[..., TestClient]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tools_are_read_once() -> Iterator[None]:
+    """Each application has an MCP server of its own; what its tools take and tell is read from their code."""
+    read: dict[CodeType, Tool] = {}
+
+    def from_function(fn: Callable[..., Any], **options: Any) -> Tool:
+        if fn.__code__ not in read:
+            read[fn.__code__] = original(fn, **options)
+        return read[fn.__code__].model_copy(update={"fn": fn})
+
+    with pytest.MonkeyPatch.context() as patch:
+        original = Tool.from_function
+        patch.setattr(Tool, "from_function", from_function)
+        yield
+
+
+@pytest.fixture(scope="session")
+def portal() -> Iterator[BlockingPortal]:
+    """Where requests are answered: without one, each is given a thread and an event loop of its own."""
+    with start_blocking_portal() as portal:
+        yield portal
 
 
 @pytest.fixture
@@ -41,7 +68,7 @@ def token(runtime: Runtime) -> str:
 
 
 @pytest.fixture
-def visit(token: str) -> Visit:
+def visit(token: str, portal: BlockingPortal) -> Visit:
     """A browser on an application, which sends `Origin` as browsers do; logged in unless told otherwise."""
 
     def browser(app: FastAPI, *, login: bool = True, base_url: str = HERE) -> TestClient:
@@ -52,6 +79,7 @@ def visit(token: str) -> Visit:
             follow_redirects=False,
             raise_server_exceptions=False,
         )
+        client.portal = portal
         if login:
             assert client.post("/login", data={"token": token}).status_code == 303
         return client
