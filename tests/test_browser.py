@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
@@ -26,8 +26,9 @@ from selenium.common.exceptions import (
     TimeoutException,
 )
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
+
+if TYPE_CHECKING:  # half a second for whoever only collects this file
+    from selenium.webdriver.remote.webelement import WebElement
 
 from tests.conftest import unavailable
 from tests.processes import ROOT, Command
@@ -159,6 +160,8 @@ class Person:
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
         """What the condition has found; a page that loads itself again in that moment is looked at again."""
         passing = (StaleElementReferenceException, NoSuchElementException)
+        from selenium.webdriver.support.ui import WebDriverWait  # half a second to import
+
         waiting = WebDriverWait(self.driver, PATIENCE_SECONDS, 0.5, ignored_exceptions=passing)
         try:
             return waiting.until(lambda _: condition())
