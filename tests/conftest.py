@@ -6,6 +6,7 @@ A server that is not installed skips its tests on a laptop and fails them in CI,
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ from typing import Any, NoReturn
 
 import hypothesis
 import pytest
+import sqlalchemy
+import typer.main
 
 from lifelogger.budget import Budget
 from lifelogger.runtime import Runtime, build
@@ -27,13 +30,14 @@ from lifelogger.settings import PREFIX, Settings, get_settings, load_settings
 from lifelogger.store import Store
 from lifelogger.store.models import Base
 from tests.sandbox.control import Control
-from tests.servers import Missing, PostgresServer, RedisServer
+from tests.servers import Missing, PostgresServer, RedisServer, keep, kept
 
 _folder = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep away from the developer's own settings and `var/`, even while modules are imported."""
+    gc.disable()  # until all is collected
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
         del os.environ[name]
     hypothesis.settings.register_profile(
@@ -45,8 +49,38 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["LIFELOGGER_SETTINGS"] = str(folder / "settings.toml")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported and collected stays: the garbage collector need not look through it each time."""
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[_folder], ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _made_once() -> Iterator[None]:
+    """What a process makes once, all tests of this one share.
+
+    Each test has an engine of its own; what SQL statements are compiled to goes by the dialect, so they share
+    that as well: of each kind the first one that was connected. And the tree of the commands is as it is.
+    """
+    compiled: dict[Any, Any] = {}
+    dialects: dict[str, sqlalchemy.Dialect] = {}
+
+    def create_engine(url: Any, **options: Any) -> sqlalchemy.Engine:
+        engine = sqlalchemy.create_engine(url, **options)
+        own = engine.dialect
+        sqlalchemy.event.listen(engine, "first_connect", lambda *_: dialects.setdefault(own.name, own))
+        engine.dialect = dialects.get(own.name, own)
+        engine.update_execution_options(compiled_cache=compiled)
+        return engine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lifelogger.store.engine.create_engine", create_engine)
+        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        yield
 
 
 def unavailable(error: Exception) -> NoReturn:
@@ -151,7 +185,12 @@ def make_tables(store: Store) -> None:
             file.write(sqlite_with_tables())
     else:
         with store.write() as db:
-            Base.metadata.create_all(db)
+            if kept(db):
+                for each in Base.metadata.sorted_tables:
+                    each.dispatch.after_create(each, db)  # the rows it has from the start
+            else:
+                Base.metadata.create_all(db)
+            keep(db)
 
 
 @cache

@@ -27,9 +27,9 @@ from lifelogger.errors import LockLost
 from lifelogger.runtime import Runtime, build
 from lifelogger.settings import Settings
 from lifelogger.store import counts, journal
-from lifelogger.store.models import Base
 from lifelogger.store.pages import Counts
 from lifelogger.sync import Run
+from tests.conftest import make_tables
 from tests.servers import RedisServer
 
 MODULES = ("actors", "actors.notify", "actors.sync", "scheduler")
@@ -99,8 +99,7 @@ def app(
             database={"url": f"sqlite:///{tmp_path / 'test.db'}"}, redis={"url": redis_url}, schedule=schedule
         )
     )
-    with rt.store.write() as db:
-        Base.metadata.create_all(db)  # equal to the migrations: test_migrations.py
+    make_tables(rt.store)
     monkeypatch.setenv("LIFELOGGER_BROKER", "stub")
     monkeypatch.setattr(lifelogger.runtime, "runtime", lambda: rt)
     monkeypatch.delitem(vars(lifelogger.broker), "broker", raising=False)

@@ -27,6 +27,7 @@ from lifelogger.connections import (
 from lifelogger.runtime import Runtime, build
 from lifelogger.settings import Settings
 from lifelogger.store.models import Base, Connection, Record, User
+from tests.conftest import make_tables
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 ACCESS, REFRESH = "hush-access-token", "hush-refresh-token"
@@ -43,8 +44,7 @@ def small(settings_env: Callable[..., Settings], redis_url: str, tmp_path: Path)
     built = build(
         settings_env(database={"url": f"sqlite:///{tmp_path / 'test.db'}"}, redis={"url": redis_url})
     )
-    with built.store.write() as db:
-        Base.metadata.create_all(db)  # equal to the migrations: test_migrations.py
+    make_tables(built.store)
     yield at(built, NOW)
     built.close()
 

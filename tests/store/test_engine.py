@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import bindparam, delete, func, insert, literal, select, text, update
+from sqlalchemy import bindparam, delete, func, insert, inspect, literal, select, text, update
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from lifelogger.store import Prepared, Store, engine, table
-from lifelogger.store.models import Base, Connection, Tick, User, Utc
+from lifelogger.store.models import Connection, Feed, Tick, User, Utc
+from tests.conftest import make_tables
 from tests.servers import PostgresServer
 
 NOW = datetime(2026, 11, 24, 12, 30, 15, 123456, tzinfo=UTC)
@@ -26,8 +27,7 @@ NOW = datetime(2026, 11, 24, 12, 30, 15, 123456, tzinfo=UTC)
 @pytest.fixture
 def store(database_url: str) -> Iterator[Store]:
     store = Store(database_url)
-    with store.write() as db:
-        Base.metadata.create_all(db)  # equal to the migrations: test_migrations.py
+    make_tables(store)
     yield store
     store.close()
 
@@ -227,8 +227,7 @@ def test_writers_in_processes_wait_for_each_other(tmp_path: Path) -> None:
     """On SQLite, where they share a file: each sees what the others wrote before it."""
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     store = Store(url)
-    with store.write() as db:
-        Base.metadata.create_all(db)  # equal to the migrations: test_migrations.py
+    make_tables(store)
     children = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, url, str(number)],
@@ -379,3 +378,26 @@ def test_what_the_url_says_of_it_wins(postgres_server: PostgresServer) -> None:
         assert raw is not None
         assert raw.info.get_parameters()["tcp_user_timeout"] == "9000"
     store.close()
+
+
+@pytest.mark.parametrize("alter", [False, True])
+def test_tables_that_are_kept_from_one_test_to_the_next_are_as_at_first(
+    postgres_server: PostgresServer, alter: bool
+) -> None:
+    """What every test on PostgreSQL relies on: `PostgresServer.emptied` and `make_tables`."""
+    seen = []
+    for _ in range(3):
+        store = Store(postgres_server.emptied("test"))
+        assert inspect(store.engine).get_table_names() == []
+        make_tables(store)
+        with store.write() as db:
+            columns = {each["name"] for each in inspect(db).get_columns("users")}
+            first = db.scalar(text("SELECT nextval(pg_get_serial_sequence('api_keys', 'id'))"))
+            seen.append((columns, first, db.scalar(select(Feed.newest)), users(store)))
+            db.execute(update(Feed).values(newest=7))
+            if alter:
+                db.execute(text("ALTER TABLE users ADD COLUMN more integer"))
+        add(store, "ann")
+        store.close()
+
+    assert seen == [(seen[0][0], 1, 0, [])] * 3

@@ -17,8 +17,9 @@ from sqlalchemy import insert, select, text
 from lifelogger import sync
 from lifelogger.providers.base import Record as Normal
 from lifelogger.store import Store
-from lifelogger.store.models import Base, Connection, Quarantined, Record, Stream, User
+from lifelogger.store.models import Connection, Quarantined, Record, Stream, User
 from lifelogger.store.pages import ENDLESS, Counts, Item, delete_missing, listed, statements, write_items
+from tests.conftest import make_tables
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=15)
@@ -31,8 +32,7 @@ _streams = (f"stream {number}" for number in count())
 def store(database_url: str) -> Iterator[Store]:
     """With two connections, of Ann and of Bob."""
     store = Store(database_url)
-    with store.write() as db:
-        Base.metadata.create_all(db)  # equal to the migrations: test_migrations.py
+    make_tables(store)
     with store.write() as db:
         for number, user_id in ((ANN, "ann"), (BOB, "bob")):
             db.execute(insert(User).values(id=user_id, created_at=NOW))
