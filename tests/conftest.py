@@ -5,12 +5,14 @@ A server that is not installed skips its tests on a laptop and fails them in CI,
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
 import json
 import os
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -52,6 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What was imported and collected stays: the garbage collector need not look through it each time."""
     gc.freeze()
+    gc.set_threshold(5000)  # nor through all that a test made: most of it goes without being looked for
     gc.enable()
 
 
@@ -64,10 +67,12 @@ def _made_once() -> Iterator[None]:
     """What a process makes once, all tests of this one share.
 
     Each test has an engine of its own; what SQL statements are compiled to goes by the dialect, so they share
-    that as well: of each kind the first one that was connected. And the tree of the commands is as it is.
+    that as well: of each kind the first one that was connected. The tree of the commands is as it is, and so
+    is what our settings.toml says.
     """
     compiled: dict[Any, Any] = {}
     dialects: dict[str, sqlalchemy.Dialect] = {}
+    parsed = cache(tomllib.loads)
 
     def create_engine(url: Any, **options: Any) -> sqlalchemy.Engine:
         engine = sqlalchemy.create_engine(url, **options)
@@ -80,6 +85,7 @@ def _made_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lifelogger.store.engine.create_engine", create_engine)
         patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        patch.setattr(tomllib, "loads", lambda text: copy.deepcopy(parsed(text)))
         yield
 
 
