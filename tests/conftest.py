@@ -39,7 +39,6 @@ _folder = pytest.StashKey[Path]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep away from the developer's own settings and `var/`, even while modules are imported."""
-    gc.disable()  # until all is collected
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
         del os.environ[name]
     hypothesis.settings.register_profile(
@@ -51,11 +50,16 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["LIFELOGGER_SETTINGS"] = str(folder / "settings.toml")
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """What was imported and collected stays: the garbage collector need not look through it each time."""
-    gc.freeze()
-    gc.set_threshold(5000)  # nor through all that a test made: most of it goes without being looked for
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported and collected stays: the garbage collector need not look through it each time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(5000)  # nor through all that a test made: most of it goes without being looked for
+        gc.enable()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
