@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from dramatiq.cli import import_broker
 from dramatiq.middleware import CurrentMessage, SkipMessage
 
 import lifelogger.broker
-from lifelogger.broker import WORKER_NAME, make_broker
+from lifelogger.broker import LONGEST_WAIT_SECONDS, WORKER_NAME, make_broker
 from lifelogger.errors import SettingsError
 from lifelogger.mutex import Mutex, MutexMiddleware
 from lifelogger.settings import Settings
@@ -129,18 +130,87 @@ def test_the_environment_asks_for_a_stub(
     assert isinstance(lifelogger.broker.broker, StubBroker)
 
 
-def test_idle_workers_look_often_for_syncs_unless_told_otherwise(
+def waiting(client: redis.Redis) -> int:
+    """How many connections wait in Redis for a message."""
+    return sum(each["cmd"] == "blmove" for each in client.client_list())
+
+
+def test_idle_consumers_wait_in_redis_and_each_message_goes_to_one_in_its_order(
+    settings: Settings, client: redis.Redis
+) -> None:
+    broker = make_broker(settings)
+    found: list[tuple[int, int]] = []
+    wanted = 6
+
+    @dramatiq.actor(broker=broker)
+    def work(number: int) -> None:
+        raise AssertionError("no worker runs")
+
+    def consume(who: int) -> None:
+        consumer = broker.consume("default", prefetch=wanted, timeout=1000)
+        while len(found) < wanted:
+            if (message := next(consumer)) is not None:
+                found.append((message.args[0], who))
+                consumer.ack(message)
+
+    threads = [threading.Thread(target=consume, args=[who]) for who in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: waiting(client) == 3, "all of them to wait")
+    for number in range(wanted):
+        work.send(number)
+    for thread in threads:
+        thread.join()
+
+    assert sorted(number for number, _ in found) == list(range(wanted))
+    for who in range(3):
+        mine = [number for number, whose in found if whose == who]
+        assert mine == sorted(mine)
+    assert not client.exists("mine:default")
+
+
+def test_waiting_leaves_a_queue_as_it_is(settings: Settings, client: redis.Redis) -> None:
+    broker = make_broker(settings)
+    consumer = broker.consume("default", prefetch=1, timeout=1000)
+    assert next(consumer) is None
+    client.rpush("mine:default", "a", "b")
+    client.hset("mine:default.msgs", "a", dramatiq.Message("default", "work", (), {}, {}).encode())
+
+    assert next(consumer) is not None
+    assert client.lrange("mine:default", 0, -1) == [b"b"]
+
+
+def test_a_redis_that_goes_away_meanwhile_ends_the_wait_as_dramatiq_expects_it(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = make_broker(settings)
-    queues = ("default", "now", "schedule", "default.DQ")
+    broker = make_broker(settings)
+    assert isinstance(broker, RedisBroker)
+    consumer = broker.consume("default", timeout=1000)
+    assert next(consumer) is None
 
-    monkeypatch.delenv("dramatiq_worker_timeout", raising=False)
-    assert [made.consume(name, timeout=1000).timeout for name in queues] == [100, 100, 1000, 1000]
-    assert dramatiq.Worker(made).queue_prefetch == 2 * 8
+    def away(*_: object) -> None:
+        raise redis.ConnectionError("gone")
 
-    monkeypatch.setenv("dramatiq_worker_timeout", "700")
-    assert {made.consume(name, timeout=700).timeout for name in queues} == {700}
+    monkeypatch.setattr(broker.client, "blmove", away)
+    with pytest.raises(dramatiq.BrokerConnectionError, match="gone"):
+        next(consumer)
+
+
+def test_a_wait_ends_before_redis_would_be_taken_for_dead(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = make_broker(settings)
+    assert isinstance(broker, RedisBroker)
+    asked: list[float] = []
+    monkeypatch.setattr(broker.client, "blmove", lambda source, target, seconds, *_: asked.append(seconds))
+
+    for timeout in (1000, 60_000):  # of the environment variable dramatiq_worker_timeout
+        consumer = broker.consume("default", timeout=timeout)
+        assert next(consumer) is next(consumer) is None
+
+    assert asked == [1.0, LONGEST_WAIT_SECONDS]
+    assert broker.client.connection_pool.connection_kwargs["socket_timeout"] > LONGEST_WAIT_SECONDS
+    assert dramatiq.Worker(broker).queue_prefetch == 2 * 8
 
 
 @pytest.mark.parametrize(("minutes_late", "fires"), [(13, 1), (15, 0)])
