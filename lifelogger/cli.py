@@ -175,10 +175,9 @@ def worker() -> None:
 
     It is the `dramatiq` command with our actors, as large as [worker] in the settings says.
     """
-    from lifelogger import local, worker
+    from lifelogger import worker
 
-    arguments = local.worker_arguments(checked(get_settings()))
-    raise typer.Exit(worker.main(arguments))  # not another process, which would import everything again
+    raise typer.Exit(worker.run())  # not another process, which would import everything again
 
 
 @app.command()
