@@ -107,6 +107,7 @@ class Ground:
         plain = self.postgres.url_of(self.database)
         return {
             "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "",  # as once installed: nobody compiles his own modules at each start
             "BENCH_API": self.api,
             "BENCH_DATABASE": plain,
             "LIFELOGGER_SETTINGS": str(self.folder / "settings.toml"),
