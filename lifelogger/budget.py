@@ -260,6 +260,9 @@ class Budget:
 class _Storage(RedisStorage):
     """The `limits` storage with our script: its connection and prefix, its counters readable with `get`."""
 
+    DEPENDENCIES = {"redis": RedisStorage.DEPENDENCIES["redis"]}  # noqa: RUF012
+    """Where Valkey's client is installed as well, it would be imported for nothing."""
+
     def initialize_storage(self, _uri: str) -> None:
         super().initialize_storage(_uri)
         script = resources.files("lifelogger").joinpath("budget.lua").read_bytes()
