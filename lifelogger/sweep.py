@@ -336,7 +336,7 @@ class Sweep:
         self.readable = self.readable and None not in keys
         gone: list[int] = []
         if page.reached is not None and self.readable:
-            gone = [row.id for row in held.span if row.external_id not in self.present]
+            gone = [row.id for row in held.others if row.external_id not in self.present]
         note = partial(self.note, page.reached, page.end) if self.note and page.reached is not None else None
         news = bool(gone) or not all(map(held.has, items)) or (held.quarantined and bool(items))
         if later and not news and note is not None:

@@ -17,7 +17,6 @@ from sqlalchemy import (
     Connection,
     Executable,
     Text,
-    and_,
     any_,
     bindparam,
     cast,
@@ -26,9 +25,11 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    or_,
+    literal_column,
+    not_,
     select,
     text,
+    union_all,
     update,
 )
 from sqlalchemy.dialects import sqlite
@@ -140,8 +141,8 @@ class Held:
 
     known: dict[str, Any]
     """By key, the rows of its items; of one that was deleted the digest is None."""
-    span: list[Any]
-    """The rows of the span, without those deleted."""
+    others: list[Any]
+    """The other rows of the span, without those deleted."""
     quarantined: bool
     """Whether the stream may have bad items."""
 
@@ -167,8 +168,8 @@ def look(
         db, of=connection_id, stream=stream, keys=listed(wanted, sqlite), since=span[0], until=span[1]
     )
     return Held(
-        {row.external_id: row for row in rows if row.external_id in wanted},
-        [row for row in rows if row.deleted_at is None and span[0] <= row.ordered_at < span[1]],
+        {row.external_id: row for row in rows if row.asked},
+        [row for row in rows if not row.asked],
         not rows or rows[0].quarantined,
     )
 
@@ -222,7 +223,11 @@ def statements(is_sqlite: bool) -> Statements:
     of, bad = Record.__table__.c, Quarantined.__table__.c
     here = (of.connection_id == bindparam("of"), of.stream == bindparam("stream"))
     there = (bad.connection_id == bindparam("of"), bad.stream == bindparam("stream"))
-    span = and_(of.ordered_at >= bindparam("since"), of.ordered_at < bindparam("until"))
+    # Each half is a range of an index. As one, with OR, it is planned to look through all of the stream.
+    asked = one_of(of.external_id, "keys", is_sqlite)
+    span = (of.ordered_at >= bindparam("since"), of.ordered_at < bindparam("until"), of.deleted_at.is_(None))
+    quarantined = exists().where(*there).label("quarantined")
+    columns = (of.id, of.external_id, of.digest, of.ordered_at, quarantined)
     upsert: Any
     if is_sqlite:
         upsert = sqlite.insert(table(Record)).values({name: bindparam(name) for name in WRITTEN})
@@ -242,14 +247,10 @@ def statements(is_sqlite: bool) -> Statements:
         )
     return Statements(
         held=Prepared(
-            select(
-                of.id,
-                of.external_id,
-                of.digest,
-                of.ordered_at,
-                of.deleted_at,
-                exists().where(*there).label("quarantined"),
-            ).where(*here, or_(one_of(of.external_id, "keys", is_sqlite), span))
+            union_all(
+                select(*columns, literal_column("1").label("asked")).where(*here, asked),
+                select(*columns, literal_column("0")).where(*here, *span, not_(asked)),
+            )
         ),
         upsert=upsert,
         mend=Prepared(delete(table(Quarantined)).where(*there, one_of(bad.external_id, "keys", is_sqlite))),
@@ -334,7 +335,7 @@ def delete_missing(
     now: datetime,
 ) -> int:
     """Empty the records of [since, until) that the provider no longer lists; return how many."""
-    rows = look(db, connection_id, stream, (), since, until).span
+    rows = look(db, connection_id, stream, (), since, until).others
     gone = [row.id for row in rows if row.external_id not in present]
     return empty(db, gone, now)
 
