@@ -344,13 +344,6 @@ def _streams(since: Any) -> tuple[Any, ...]:
 
 OF_STREAM: Any = namedtuple("State", [each.name for each in _streams(ENDLESS)])  # type: ignore[misc]
 STREAMS = Prepared(select(*_streams(bindparam("since"))).where(Stream.connection_id == bindparam("of")))
-INSERTED = Prepared(
-    select(Record.stream, Record.ordered_at, Record.end_at, Record.utc_offset_s)
-    .where(Record.connection_id == bindparam("of"), Record.created_at >= bindparam("since"))
-    .order_by(Record.change.desc())
-    .limit(bindparam("most"))
-)
-"""The newest records of a connection, as many as a sync has brought."""
 OURS = Prepared(
     select(Connection.id)
     .where(Connection.id == bindparam("of"), Connection.fence == bindparam("fence"))
@@ -744,17 +737,16 @@ class ConnectionSync:
         been seen, came late: some time between the looks.
         """
         habits = Habits.unpack(packed) or pacing.unknown(self.row["started_at"])
-        rows = self._inserted(db)
-        fresh = {sweep.stream.name: sweep.fresh_since for sweep in self.sweeps}
+        brought = [(sweep, record) for sweep in self.sweeps for record in sweep.counts.new]
         arrivals, news = [], 0
-        for row in rows:
-            at, looked_at = row.end_at or row.ordered_at, self.read.get(row.stream)
+        for sweep, record in brought:
+            at, looked_at = record.end_at or record.ordered_at, self.read.get(sweep.stream.name)
             # A first look, and one into the past, finds what nobody could have announced.
-            if looked_at is not None and at >= fresh.get(row.stream, now):
+            if looked_at is not None and at >= sweep.fresh_since:
                 news += 1
                 at = at if at >= looked_at else looked_at + (now - looked_at) / 2
             arrivals.append(at.timestamp())
-        newest = max(rows, key=lambda row: row.ordered_at, default=None)
+        newest = max((record for _, record in brought), key=lambda record: record.ordered_at, default=None)
         if newest is not None and newest.utc_offset_s is not None:
             habits.offset_s = newest.utc_offset_s
         habits.learn(arrivals, now.timestamp())
@@ -764,14 +756,6 @@ class ConnectionSync:
         if news and hinted:
             pacing.heard(db, self.journal.provider, now, self.application.name)
         return habits
-
-    def _inserted(self, db: Database) -> Sequence[Any]:
-        """The records that are new with this sync."""
-        if not self.journal.counts.inserted:
-            return []
-        return INSERTED(
-            db, of=self.row["id"], since=self.row["started_at"], most=self.journal.counts.inserted
-        )
 
     def _finish(self, until: datetime | None) -> None:
         """Close the journal row and say when the connection is next due."""

@@ -122,6 +122,8 @@ class Counts:
     updated: int = 0
     deleted: int = 0
     quarantined: int = 0
+    new: list[Normal] = field(default_factory=list, compare=False, repr=False)
+    """The records that were inserted."""
 
     @property
     def changed(self) -> bool:
@@ -133,6 +135,7 @@ class Counts:
         self.updated += other.updated
         self.deleted += other.deleted
         self.quarantined += other.quarantined
+        self.new += other.new
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +206,8 @@ def write_items(
             db.execute(statements(True).upsert, [msgspec.structs.asdict(row) for row in rows])
         else:
             db.execute(statements(False).upsert, {"page": page_of.encode(rows).decode()})
-    counts = Counts(inserted=sum(item.external_id not in held.known for item in changed))
+    new = [aware(item.record) for item in changed if item.external_id not in held.known]
+    counts = Counts(inserted=len(new), new=new)
     counts.updated = len(changed) - counts.inserted
     counts.quarantined = quarantine(store, db, connection_id, stream, items, now, mend=held.quarantined)
     return counts
