@@ -104,7 +104,7 @@ class Place:
         self.run(
             "UPDATE connections SET claimed_at = NULL, news_at = NULL, next_sync_at = :due "
             "WHERE claimed_at IS NOT NULL",
-            due=at(now + timedelta(days=1)),
+            due=at(now),  # behind all others: the smallest store has just enough for a few ticks
         )
         self.rt.redis.delete(f"{self.rt.settings.redis.prefix}:default")
         old = at(now - 2 * JOURNAL_DAYS)
