@@ -227,7 +227,7 @@ def test_a_tick_reads_the_order_of_an_application_from_an_index(live: Runtime) -
     asked = [each for each in seen if each[0].lstrip().startswith("SELECT")]
     explain = "EXPLAIN QUERY PLAN " if live.store.is_sqlite else "EXPLAIN "
     found = []
-    with live.store.read() as db:
+    with live.store.write() as db:  # a transaction, for whose length they are set
         if not live.store.is_sqlite:  # an empty table is read as it is, whatever there is beside it
             db.execute(text("SET LOCAL enable_seqscan = off"))
             db.execute(text("SET LOCAL enable_bitmapscan = off"))

@@ -112,7 +112,7 @@ def test_the_expiring_are_found_by_an_index(live: Runtime) -> None:
 
     (statement, parameters) = next(each for each in seen if "token_expires_at" in each[0])
     explain = "EXPLAIN QUERY PLAN " if live.store.is_sqlite else "EXPLAIN "
-    with live.store.read() as db:
+    with live.store.write() as db:  # a transaction, for whose length it is set
         if not live.store.is_sqlite:  # an empty table is read as it is, whatever there is beside it
             db.execute(text("SET LOCAL enable_seqscan = off"))
         plan = " ".join(str(row) for row in db.exec_driver_sql(explain + statement, parameters))
