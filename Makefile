@@ -37,7 +37,7 @@ status: env  ## how everything stands
 # What pytest makes of the tests is kept, whatever the shell says: each process needs five seconds to make it anew.
 test test-slow: export PYTHONDONTWRITEBYTECODE =
 
-test: env  ## the tests, in about two minutes on two cores
+test: env  ## the tests, in two to three minutes on two cores
 	@$(BIN)/pytest -n auto --dist worksteal
 
 # Whole systems that are given so many seconds: nothing else runs beside them.
