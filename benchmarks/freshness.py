@@ -716,6 +716,9 @@ def rows(outcomes: Sequence[Outcome]) -> Iterator[str]:
             f"| {each.requests / each.news:.2f} | {each.longest_s / DAY:.1f}{floor} "
             f"| {used} | {each.first_spent} | {each.fullest} |"
         )
+    yield "\nRequests by hour of the day, UTC, % of all:"
+    for each in outcomes:
+        yield f"{each.name}: " + " ".join(f"{number / sum(each.by_hour):.1%}"[:-1] for number in each.by_hour)
 
 
 def waited(seconds: float) -> str:
